@@ -1,0 +1,275 @@
+"""The command line: each command is one stage and runs alone on what the former left.
+
+Exit codes: 0 done, 1 unexpected failure, 2 bad usage or configuration, 3 an input is missing or
+wrong, 4 a store cannot be written or read, 5 the model and the cube do not fit.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from smgrid import __version__
+from smgrid.errors import ConfigError, SmgridError
+
+if TYPE_CHECKING:  # heavy; a command imports what it needs, so that --help is quick
+    from smgrid.cube.store import Progress as UnitProgress
+    from smgrid.cube.store import WriteReport
+    from smgrid.training.fit import EpochEnd
+
+Convention = Literal["sigma0", "gamma0"]
+Window = Literal["causal", "published"]
+Layout = Literal["smgrid-1", "released-9km", "published"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Field-scale soil moisture from open data: build a cube, train, map, inspect.",
+)
+_out = Console()
+_err = Console(stderr=True)
+
+
+def main() -> None:
+    """Run the command line and turn errors that smgrid foresees into one line and an exit code."""
+    try:
+        app()
+    except SmgridError as error:
+        _err.print(f"[bold red]error:[/] {error}", highlight=False)
+        sys.exit(error.exit_code)
+
+
+@contextmanager
+def _bar() -> Iterator[Progress]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=_err, transient=True) as bar:
+        yield bar
+
+
+class _Units:
+    """Draws the progress events of a writer, one line per group of the store."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, event: "UnitProgress") -> None:
+        if event.group not in self._tasks:
+            self._tasks[event.group] = self._bar.add_task(event.group, total=event.total)
+        task = self._tasks[event.group]
+        self._bar.update(task, completed=event.done, total=event.total)
+
+
+def _version(show: bool) -> None:
+    if show:
+        _out.print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None: ...
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path(
+        "demo"
+    ),
+    size_km: Annotated[float, typer.Option(help="Edge of the simulated region.")] = 13.0,
+    seed: Annotated[int, typer.Option(help="Of the world, the samples and the weights.")] = 0,
+) -> None:
+    """Simulate a world, build its cube, train, map held-out months and score the map.
+
+    Example: smgrid demo --out demo
+    """
+    from smgrid.demo import run_demo
+
+    with _bar() as bar:
+        members: dict[int, TaskID] = {}
+
+        def on_epoch(event: "EpochEnd") -> None:
+            if event.member not in members:
+                members[event.member] = bar.add_task(f"member {event.member + 1}", total=None)
+            text = f"member {event.member + 1}: RMSE {event.validation_rmse:.3f}"
+            bar.update(members[event.member], advance=1, description=text)
+
+        report = run_demo(
+            out,
+            size_km=size_km,
+            seed=seed,
+            on_stage=lambda text: bar.console.print(f"- {text}"),
+            progress=_Units(bar),
+            on_epoch=on_epoch,
+        )
+    _print_rows(report.table(), "Held-out months in the held-out half, against the truth")
+    _out.print(
+        f"map      {out / 'soil_moisture.zarr'}\npictures {out / 'map.png'}, {out / 'series.png'}"
+    )
+
+
+@app.command()
+def build(
+    store: Annotated[Path, typer.Argument(help="Zarr store to write or to go on writing.")],
+    period: Annotated[
+        tuple[str, str], typer.Option(help="First and last day of all inputs (over a year).")
+    ],
+    catalog: Annotated[
+        str, typer.Option(help="Name of a shipped catalog, or path of your own.")
+    ] = "planetary-computer",
+    bbox: Annotated[
+        tuple[float, float, float, float] | None,
+        typer.Option(help="West south east north, degrees."),
+    ] = None,
+    outline: Annotated[
+        Path | None, typer.Option(help="GeoJSON, GeoPackage or shapefile instead of a bbox.")
+    ] = None,
+    resolution: Annotated[float, typer.Option(help="Pixel size in units of the CRS.")] = 100.0,
+    crs: Annotated[str, typer.Option(help="'utm' or any CRS, e.g. EPSG:32631.")] = "utm",
+    scenes: Annotated[
+        tuple[str, str] | None, typer.Option(help="Restrict the acquisitions to these days.")
+    ] = None,
+    convention: Annotated[
+        Convention | None,
+        typer.Option(help="Convert backscatter by the ellipsoid angle, flagged as approximate."),
+    ] = None,
+    tile: Annotated[int, typer.Option(help="Edge of a tile in pixels: memory per unit.")] = 512,
+) -> None:
+    """Read every input of a catalog onto one grid and write it as a resumable Zarr cube.
+
+    Example: smgrid build cube.zarr --bbox 105.8 20.0 106.6 20.7 --period 2024-01-01 2025-02-05
+    """
+    from smgrid.cube.build import load_cube
+    from smgrid.cube.store import write_cube
+    from smgrid.grid import make_grid
+
+    grid = make_grid(bbox, outline=outline, resolution=resolution, crs=crs)
+    cube = load_cube(
+        grid, period, catalog=catalog, scenes=scenes, convention=convention, chunks=tile
+    )
+    with _bar() as bar:
+        report = write_cube(cube, store, shard=tile, progress=_Units(bar))
+    _print_report(store, report)
+
+
+@app.command()
+def train(
+    store: Annotated[Path, typer.Argument(help="Cube to draw samples from.")],
+    stations: Annotated[Path, typer.Option(help="ISMN archive: zip file or folder.")],
+    out: Annotated[Path, typer.Option(help="Folder of the ensemble to write.")],
+    layout: Annotated[Layout, typer.Option(help="Named feature layout.")] = "smgrid-1",
+    block: Annotated[
+        float, typer.Option(help="Edge of the squares that validate together, CRS units.")
+    ] = 2000.0,
+    seed: Annotated[int, typer.Option(help="Of the samples and the weights.")] = 0,
+) -> None:
+    """Train a small ensemble on stations, stopping early on places it has not seen.
+
+    Example: smgrid train cube.zarr --stations ismn.zip --out ensemble
+    """
+    from smgrid.cube.store import open_cube
+    from smgrid.features.layout import get_layout
+    from smgrid.models.bundle import save_ensemble
+    from smgrid.sources.stations import open_stations
+    from smgrid.training.fit import FitPlan, fit
+    from smgrid.training.labels import station_labels
+    from smgrid.training.samples import collect_samples, split_by_block, stream_samples
+
+    if out.exists():
+        raise ConfigError(f"{out} exists already: choose another --out or remove it")
+    cube, columns = open_cube(store), get_layout(layout)
+    labels = station_labels(open_stations(stations), cube)
+    samples = collect_samples(stream_samples(cube, labels, layout=columns, seed=seed))
+    training, validation = split_by_block(samples, size=block, seed=seed)
+    plan = FitPlan(seed=seed)
+    with _bar() as bar:
+        task = bar.add_task("training", total=len(plan.members) * plan.epochs)
+
+        def on_epoch(event: "EpochEnd") -> None:
+            text = f"member {event.member + 1}: RMSE {event.validation_rmse:.3f}"
+            done = event.member * plan.epochs + event.epoch + 1
+            bar.update(task, completed=done, description=text)
+
+        ensemble = fit(training, validation, layout=columns, plan=plan, on_epoch=on_epoch)
+    save_ensemble(ensemble, out)
+    _print_rows(
+        [{k: str(v) for k, v in m.items()} for m in ensemble.card["training"]["members"]],
+        f"{len(training)} samples to train, {len(validation)} on unseen places to stop; {out}",
+    )
+
+
+@app.command("map")
+def map_(
+    store: Annotated[Path, typer.Argument(help="Cube to read.")],
+    out: Annotated[Path, typer.Option(help="Zarr store of the map.")],
+    ensemble: Annotated[
+        str, typer.Option(help="'densesm-9km', a bundle, or a folder of published weights.")
+    ] = "densesm-9km",
+    window: Annotated[
+        Window | None, typer.Option(help="Replace the layout's rule; published is for parity.")
+    ] = None,
+    as_of: Annotated[
+        str | None, typer.Option(help="A date, or 'acquisition', for runs near real time.")
+    ] = None,
+) -> None:
+    """Map an ensemble over a cube and write soil moisture, spread and flags.
+
+    Example: smgrid map cube.zarr --ensemble densesm-9km --out soil_moisture.zarr
+    """
+    from smgrid.cube.store import open_cube, write_cube
+    from smgrid.inference.predict import predict
+    from smgrid.models.bundle import load_ensemble
+
+    cube = open_cube(store)
+    sm = predict(cube, load_ensemble(ensemble), as_of=as_of, window=window)
+    with _bar() as bar:
+        report = write_cube(sm, out, progress=_Units(bar))
+    _print_report(out, report)
+
+
+@app.command()
+def inspect(
+    store: Annotated[Path, typer.Argument(help="Cube or map that smgrid wrote.")],
+) -> None:
+    """Show what a store holds: variables, grids, completeness, size, provenance.
+
+    Example: smgrid inspect cube.zarr
+    """
+    from smgrid.cube.inspect import inspect as inspect_store
+
+    _out.print(str(inspect_store(store)), highlight=False)
+
+
+def _print_report(store: Path, report: "WriteReport") -> None:
+    _out.print(f"{store}: {report.written} of {report.total} units written now, complete")
+
+
+def _print_rows(rows: list[dict[str, str]], title: str) -> None:
+    table = Table(title=title, title_justify="left")
+    for name in rows[0]:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*row.values())
+    _out.print(table)

@@ -1,0 +1,60 @@
+"""Open the groups of a store lazily, in memory what they were before they were written."""
+
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from xarray.coders import CFDatetimeCoder
+from zarr.abc.store import Store
+
+from smgrid.cube.coords import CRS_NAME
+from smgrid.cube.encoding import memory_attrs, opened_attrs
+from smgrid.cube.record import StoreRecord
+
+
+def open_groups(store: Store, record: StoreRecord) -> dict[str, xr.Dataset]:
+    """Return the Datasets of a store by group path; "" is the root.
+
+    Values are lazy with one Dask chunk per shard, because that is what a unit of work reads;
+    floats are float32. Coordinates are in memory.
+    """
+    readable: Any = store  # xarray's annotation leaves zarr stores out
+    opened = xr.open_groups(
+        readable,
+        engine="zarr",
+        chunks=None,
+        cache=False,
+        consolidated=True,
+        decode_coords="all",
+        decode_times=CFDatetimeCoder(time_unit="ns"),
+    )
+    groups = {name.strip("/"): ds for name, ds in opened.items()}
+    return {
+        path: _to_memory_form(groups[path], content["arrays"])
+        for path, content in record.template["groups"].items()
+    }
+
+
+def _to_memory_form(ds: xr.Dataset, arrays: Mapping[str, Any]) -> xr.Dataset:
+    coords = {name: _load(coord) for name, coord in ds.coords.items()}
+    variables = {name: _in_shards(ds[name], arrays[name]["shards"]) for name in arrays}
+    return xr.Dataset(variables, coords=coords, attrs=memory_attrs(ds.attrs, where="attributes"))
+
+
+def _load(coord: xr.DataArray) -> xr.Variable:
+    values = coord.values
+    if values.dtype.kind in "OT":
+        values = np.array(values.tolist(), dtype=str)
+    return xr.Variable(coord.dims, values, coord.attrs)
+
+
+def _in_shards(da: xr.DataArray, shards: list[int]) -> xr.Variable:
+    chunks = dict(zip(da.dims, shards, strict=True))
+    # A name of its own, because another store may be made at the same path.
+    values = da.variable.chunk(chunks, name=f"open-{da.name}-{uuid.uuid4().hex}").data
+    if values.dtype.kind == "f":
+        values = values.astype(np.float32)  # integers with a scale are decoded to float64
+    encoding = {"grid_mapping": CRS_NAME} if {"y", "x"} <= set(da.dims) else {}
+    return xr.Variable(da.dims, values, opened_attrs(da), encoding)

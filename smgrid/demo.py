@@ -1,0 +1,264 @@
+"""The main job on the embedded default: a simulated world becomes a scored soil-moisture map.
+
+Every stage is the one that real data goes through, and leaves its result in a folder: the world
+in the providers' own formats, the cube, the ensemble, the map, the pictures and the scores. A
+stage whose result is there already is not run again.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from smgrid.cube.build import load_cube
+from smgrid.cube.store import ProgressFunction, open_cube, write_cube
+from smgrid.export.plot import plot_maps, plot_series
+from smgrid.features.layout import get_layout
+from smgrid.inference.predict import predict
+from smgrid.models.bundle import load_ensemble, save_ensemble
+from smgrid.models.ensemble import Ensemble
+from smgrid.resample import nearest
+from smgrid.simulate import World, simulate_world
+from smgrid.sources.stations import open_stations
+from smgrid.training.fit import EpochEnd, FitPlan, fit
+from smgrid.training.labels import station_labels
+from smgrid.training.samples import Samples, collect_samples, split_by_block, stream_samples
+from smgrid.validation.metrics import Scores, coverage, score
+
+# Samples of one square of this size (m) train or validate together.
+BLOCK_SIZE = 2000.0
+
+
+@dataclass(frozen=True)
+class DemoReport:
+    """What the demo made and how well it did.
+
+    Attributes
+    ----------
+    folder
+        Where everything lies.
+    scores
+        Agreement with the simulated truth on held-out dates in the held-out half of the area, of
+        the map and of each baseline.
+    coverage
+        Share of the truth within one and within two spreads of the map.
+    """
+
+    folder: Path
+    scores: dict[str, Scores]
+    coverage: dict[str, float]
+
+    def table(self) -> list[dict[str, str]]:
+        """Rows for people, one per estimate."""
+        rows = []
+        for name, s in self.scores.items():
+            inside = [f"{v:.2f}" for v in self.coverage.values()] if name == "smgrid" else ["", ""]
+            rows.append(
+                {
+                    "estimate": name,
+                    "bias": f"{s.bias:+.3f}",
+                    "RMSE": f"{s.rmse:.3f}",
+                    "ubRMSE": f"{s.ubrmse:.3f}",
+                    "R": "-" if np.isnan(s.r) else f"{s.r:.2f}",
+                    "within 1 spread": inside[0],
+                    "within 2 spreads": inside[1],
+                }
+            )
+        return rows
+
+
+def run_demo(
+    folder: str | PathLike[str],
+    *,
+    size_km: float = 13.0,
+    seed: int = 0,
+    plan: FitPlan | None = None,
+    on_stage: Callable[[str], None] = lambda _: None,
+    progress: ProgressFunction | None = None,
+    on_epoch: Callable[[EpochEnd], None] | None = None,
+) -> DemoReport:
+    """Simulate, build, train, map, score and draw.
+
+    Parameters
+    ----------
+    folder
+        Where the results go; made if needed.
+    size_km
+        Edge of the simulated region.
+    seed
+        Of the world, the samples and the weights.
+    plan
+        How the ensemble is trained.
+    on_stage, progress, on_epoch
+        Told what is going on.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    on_stage("simulate a world in the providers' own formats")
+    world = simulate_world(folder / "world", size_km=size_km, seed=seed)
+    on_stage("build the cube")
+    lazy = load_cube(world.grid, world.period, catalog=world.catalog, scenes=world.scenes)
+    write_cube(lazy, folder / "cube.zarr", progress=progress)
+    cube = open_cube(folder / "cube.zarr")
+    split = _held_out(cube)
+    on_stage("train on stations in the western half, first twelve months")
+    ensemble = _trained(world, cube, split, folder / "ensemble", plan, seed, on_epoch)
+    on_stage("map the held-out months")
+    held_out = _select(cube, split.test)
+    write_cube(predict(held_out, ensemble), folder / "soil_moisture.zarr", progress=progress)
+    on_stage("score against the simulated truth")
+    sm = open_cube(folder / "soil_moisture.zarr")
+    truth = _truth_at(world, sm)
+    report = _report(folder, world, cube, sm, truth, split)
+    _draw(folder, cube, sm, truth, split)
+    (folder / "scores.json").write_text(
+        json.dumps(
+            {"scores": {k: asdict(v) for k, v in report.scores.items()}, **report.coverage},
+            indent=1,
+        )
+    )
+    return report
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Held-out dates and half: training sees neither."""
+
+    train: slice
+    test: slice
+    middle: float
+
+
+def _held_out(cube: xr.DataTree) -> _Split:
+    base = cube["base"].to_dataset()
+    times = pd.DatetimeIndex(base["time"].values)
+    start = times[0] + pd.DateOffset(months=12)
+    # Ten days between the two: the top soil layer forgets over about that time.
+    return _Split(
+        train=slice(None, start - pd.Timedelta(days=10)),
+        test=slice(start, None),
+        middle=float(base["x"].mean()),
+    )
+
+
+def _select(cube: xr.DataTree, times: slice) -> xr.DataTree:
+    nodes = {f"/{name}": node.to_dataset() for name, node in cube.children.items()}
+    nodes["/base"] = nodes["/base"].sel(time=times)
+    return xr.DataTree.from_dict(nodes)
+
+
+def _trained(
+    world: World,
+    cube: xr.DataTree,
+    split: _Split,
+    path: Path,
+    plan: FitPlan | None,
+    seed: int,
+    on_epoch: Callable[[EpochEnd], None] | None,
+) -> Ensemble:
+    if path.exists():
+        return load_ensemble(path)
+    layout = get_layout("smgrid-1")
+    past = _select(cube, split.train)
+    labels = station_labels(open_stations(world.stations), past)
+    west = labels.where(labels["x"] < split.middle)
+    samples = collect_samples(stream_samples(past, west, layout=layout, seed=seed))
+    training, validation = split_by_block(samples, size=BLOCK_SIZE, seed=seed)
+    ensemble = fit(
+        training, validation, layout=layout, plan=plan or FitPlan(seed=seed), on_epoch=on_epoch
+    )
+    save_ensemble(ensemble, path)
+    _save_means(samples, path.parent / "training_means.json")
+    return ensemble
+
+
+def _save_means(samples: Samples, path: Path) -> None:
+    """Keep the training labels' overall and monthly means: the baselines know nothing else."""
+    months = pd.Series(samples.label).groupby(pd.DatetimeIndex(samples.time).month).mean()
+    means = {"all": float(samples.label.mean())} | {str(m): float(v) for m, v in months.items()}
+    path.write_text(json.dumps(means))
+
+
+def _truth_at(world: World, sm: xr.Dataset) -> xr.DataArray:
+    """Truth on the day of each acquisition, on the pixels of the map."""
+    truth = xr.open_zarr(world.truth)["soil_moisture"]
+    days = pd.DatetimeIndex(sm["time"].values).normalize()
+    picked = truth.sel(time=days).reindex(y=sm["y"], x=sm["x"])
+    return picked.assign_coords(time=sm["time"])
+
+
+def _report(
+    folder: Path,
+    world: World,
+    cube: xr.DataTree,
+    sm: xr.Dataset,
+    truth: xr.DataArray,
+    split: _Split,
+) -> DemoReport:
+    east = {"x": sm["x"].values[sm["x"].values >= split.middle]}
+    estimate, spread = (sm[n].sel(east) for n in ("soil_moisture", "soil_moisture_std"))
+    reference = truth.sel(east)
+    rivals = {k: v.sel(east) for k, v in _baselines(folder, cube, sm).items()}
+    return DemoReport(
+        folder=folder,
+        scores={"smgrid": score(estimate, reference)}
+        | {name: score(rival, reference) for name, rival in rivals.items()},
+        coverage={
+            "within_1_spread": coverage(estimate, spread, reference),
+            "within_2_spreads": coverage(estimate, spread, reference, factor=2),
+        },
+    )
+
+
+def _baselines(folder: Path, cube: xr.DataTree, sm: xr.Dataset) -> dict[str, xr.DataArray]:
+    """Map what one would without smgrid, on the coordinates of the map."""
+    means = json.loads((folder / "training_means.json").read_text())
+    flat = xr.zeros_like(sm["soil_moisture"])
+    month = sm["time"].dt.month
+    monthly = xr.DataArray(
+        [means.get(str(m), means["all"]) for m in month.values], dims="time", coords=month.coords
+    )
+    smap = nearest(cube["labels"].to_dataset()["smap_soil_moisture"], sm.odc.geobox, tolerance=1.0)
+    smap = smap.reindex(time=sm["time"], method="nearest", tolerance=pd.Timedelta(days=3))
+    return {
+        "mean map": flat + means["all"],
+        "climatology (monthly)": flat + monthly,
+        "SMAP 9 km": smap.assign_coords(x=sm["x"], y=sm["y"]),
+    }
+
+
+def _draw(
+    folder: Path, cube: xr.DataTree, sm: xr.Dataset, truth: xr.DataArray, split: _Split
+) -> None:
+    date = int(np.argmax(sm["soil_moisture"].notnull().mean(("y", "x")).values))
+    one, real = sm.isel(time=date).compute(), truth.isel(time=date).compute()
+    label = f"{pd.Timestamp(one['time'].values):%Y-%m-%d %H:%M} UTC"
+    plot_maps(
+        {
+            "predicted": one["soil_moisture"],
+            "truth": real,
+            "predicted - truth": one["soil_moisture"] - real,
+            "spread of the members": one["soil_moisture_std"],
+        },
+        folder / "map.png",
+        title=f"Soil moisture on {label}, a held-out date; the eastern half was never trained on",
+        differences=("predicted - truth",),
+        spreads=("spread of the members",),
+    )
+    east = {"x": sm["x"].values[sm["x"].values >= split.middle]}
+    mean = sm["soil_moisture"].sel(east).mean(("y", "x")).compute()
+    spread = sm["soil_moisture_std"].sel(east).mean(("y", "x")).compute()
+    weather = next(n.to_dataset() for n in cube.children.values() if "tp" in n)
+    rain = weather["tp"].mean(("y", "x")).sel(date=slice(mean["time"][0], mean["time"][-1]))
+    plot_series(
+        {"predicted": mean, "truth": truth.sel(east).mean(("y", "x")).compute()},
+        folder / "series.png",
+        title="Mean of the held-out half over the held-out months",
+        band=(mean - spread, mean + spread),
+        rain=rain.compute(),
+    )

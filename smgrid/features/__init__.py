@@ -1,0 +1,1 @@
+"""From a cube to the columns that a network was trained with."""

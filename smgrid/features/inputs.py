@@ -1,0 +1,245 @@
+"""What a layout takes from a cube: checked once, then cut into blocks by index arithmetic.
+
+A cube keeps its variables on nested grids in one DataTree. Here they are found, held against the
+layout's contract (variables, backscatter convention, averaging domain, calendars, nesting), and
+the one-year window of every acquisition is computed. Nothing is read.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from odc.geo.geobox import GeoBox
+
+from smgrid.errors import GridError, LayoutError, WindowError
+from smgrid.features.assemble import (
+    SCENE_FEATURES,
+    SERIES_FEATURES,
+    IntArray,
+    required_variables,
+)
+from smgrid.features.layout import FeatureLayout
+from smgrid.grid import NestedOffset, nested_offset
+from smgrid.windows import (
+    STEPS,
+    WINDOW_DAYS,
+    Windows,
+    composite_calendar,
+    first_served_day,
+    one_year_windows,
+)
+
+AsOf: TypeAlias = str | date | np.datetime64
+"""A date, or ``"acquisition"``; see `smgrid.windows.one_year_windows`."""
+
+Cube: TypeAlias = xr.DataTree | xr.Dataset
+"""Variables on nested grids, one node each, or on a single grid."""
+
+
+@dataclass(frozen=True)
+class CellSlice:
+    """The cells of one series that a block of base pixels lies in.
+
+    Attributes
+    ----------
+    y, x
+        Slices of the series' grid.
+    row, column
+        For every pixel row and column of the block the cell inside those slices.
+    """
+
+    y: slice
+    x: slice
+    row: IntArray
+    column: IntArray
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """The variables of a cube that a layout needs, and where their windows lie.
+
+    Attributes
+    ----------
+    layout
+        The contract that these inputs fulfil.
+    grid
+        Base GeoBox.
+    pixels
+        Scene (time, y, x) and static (y, x) variables on the base grid.
+    series
+        (date, y, x) variables on their own nested grids.
+    offsets
+        How the base pixels lie in each series' grid.
+    windows
+        Window of every acquisition, incomplete ones included.
+    assumed
+        Variables whose values the user stated instead of a file providing them.
+    """
+
+    layout: FeatureLayout
+    grid: GeoBox
+    pixels: Mapping[str, xr.DataArray]
+    series: Mapping[str, xr.DataArray]
+    offsets: Mapping[str, NestedOffset]
+    windows: Windows
+    assumed: tuple[str, ...]
+
+    @property
+    def times(self) -> pd.DatetimeIndex:
+        """Start of every acquisition."""
+        return pd.DatetimeIndex(self.pixels["vv"]["time"].values)
+
+    def dates(self, name: str, acquisition: int) -> slice:
+        """Select the steps of a series that the window of an acquisition covers."""
+        if name == "ndvi":
+            start = int(self.windows.composite_start[acquisition])
+            return slice(start, start + STEPS)
+        start = int(self.windows.day_start[acquisition])
+        return slice(start, start + WINDOW_DAYS)
+
+    def cells(self, name: str, y: slice, x: slice) -> CellSlice:
+        """Find the cells of a series under the base pixels ``y`` and ``x``."""
+        offset = self.offsets[name]
+        row = offset.rows(np.arange(y.start, y.stop))
+        column = offset.columns(np.arange(x.start, x.stop))
+        return CellSlice(
+            y=slice(int(row[0]), int(row[-1]) + 1),
+            x=slice(int(column[0]), int(column[-1]) + 1),
+            row=row - row[0],
+            column=column - column[0],
+        )
+
+
+def model_inputs(cube: Cube, layout: FeatureLayout, *, as_of: AsOf | None = None) -> ModelInputs:
+    """Find and check in a cube everything that a layout needs.
+
+    Parameters
+    ----------
+    cube
+        Cube as made by `load_cube` or `open_cube`.
+    layout
+        The layout of the model that will read it.
+    as_of
+        See `smgrid.windows.one_year_windows`.
+
+    Raises
+    ------
+    LayoutError
+        A variable is missing, or was prepared in another convention than the layout's.
+    WindowError
+        No acquisition has a full year of series behind it.
+    """
+    found = find_variables(cube, required_variables(layout))
+    _check_backscatter(found, layout)
+    grid = found["vv"].odc.geobox
+    series = {name: found[name] for name in SERIES_FEATURES}
+    windows = _windows(found, layout, as_of)
+    return ModelInputs(
+        layout=layout,
+        grid=grid,
+        pixels=MappingProxyType({k: v for k, v in found.items() if k not in series}),
+        series=MappingProxyType(series),
+        offsets=MappingProxyType({k: _offset(k, grid, v) for k, v in series.items()}),
+        windows=windows,
+        assumed=tuple(k for k, v in found.items() if v.attrs.get("assumed")),
+    )
+
+
+def find_variables(cube: Cube, names: tuple[str, ...]) -> dict[str, xr.DataArray]:
+    """Find variables in whatever node of a cube they are.
+
+    Raises
+    ------
+    LayoutError
+        One is missing or has other dims than its kind.
+    """
+    nodes = [cube] if isinstance(cube, xr.Dataset) else [n.to_dataset() for n in cube.subtree]
+    found = {n: ds[n] for n in names for ds in nodes if n in ds.data_vars}
+    missing = [n for n in names if n not in found]
+    if missing:
+        present = sorted({str(v) for ds in nodes for v in ds.data_vars})
+        raise LayoutError(
+            f"the cube has no {', '.join(missing)}, which is needed; it has "
+            f"{', '.join(present) or 'no variable'}. Add a source that provides "
+            f"{'it' if len(missing) == 1 else 'them'} to the catalog and build the cube again"
+        )
+    for name, da in found.items():
+        wanted = _dims(name)
+        if da.dims != wanted:
+            raise LayoutError(f"{name} has dims {da.dims}, expected {wanted}")
+    return found
+
+
+def _dims(name: str) -> tuple[str, ...]:
+    if name in SCENE_FEATURES:
+        return ("time", "y", "x")
+    return ("date", "y", "x") if name in SERIES_FEATURES else ("y", "x")
+
+
+def _check_backscatter(found: Mapping[str, xr.DataArray], layout: FeatureLayout) -> None:
+    for name in ("vv", "vh"):
+        for attribute in ("convention", "averaging"):
+            is_, wanted = found[name].attrs.get(attribute), getattr(layout, attribute)
+            if is_ != wanted:
+                raise LayoutError(
+                    f"{name} of the cube has {attribute} {is_!r}, the layout {layout.name!r} was "
+                    f"trained with {wanted!r}. {_CURES[attribute]}"
+                )
+
+
+_CURES = {
+    "convention": (
+        "sigma0 and gamma0 differ by a few tenths to two decibels with the incidence angle. Use a "
+        "source of the right convention, or convert with load_cube(..., convention=...)"
+    ),
+    "averaging": "Set `options: {average: ...}` of the backscatter source and build again",
+}
+
+
+def _offset(name: str, grid: GeoBox, series: xr.DataArray) -> NestedOffset:
+    try:
+        return nested_offset(grid, series.odc.geobox)
+    except GridError as error:
+        raise LayoutError(f"the grid of {name} is not nested in the base grid: {error}") from error
+
+
+def _windows(
+    found: Mapping[str, xr.DataArray], layout: FeatureLayout, as_of: AsOf | None
+) -> Windows:
+    times = pd.DatetimeIndex(found["vv"]["time"].values)
+    composites = pd.DatetimeIndex(found["ndvi"]["date"].values)
+    days = pd.DatetimeIndex(found["t2m"]["date"].values)
+    if not days.equals(pd.DatetimeIndex(found["tp"]["date"].values)):
+        raise LayoutError("t2m and tp of the cube do not have the same days")
+    windows = one_year_windows(
+        times,
+        composites=composites,
+        days=days,
+        rule=layout.window,
+        as_of=as_of,
+        composite_days=int(found["ndvi"].attrs.get("composite_days", 16)),
+    )
+    if not windows.complete.any():
+        first = _first_mappable(composites[0], days[0], layout)
+        raise WindowError(
+            f"none of the {len(times)} acquisitions ({times[0]:%Y-%m-%d} to {times[-1]:%Y-%m-%d}) "
+            f"has a full year of NDVI and weather behind it: the series of the cube begin "
+            f"{composites[0]:%Y-%m-%d} (NDVI) and {days[0]:%Y-%m-%d} (weather), so the first date "
+            f"that can be mapped is {first:%Y-%m-%d}. Build the cube with an earlier start"
+        )
+    return windows
+
+
+def _first_mappable(composite: pd.Timestamp, day: pd.Timestamp, layout: FeatureLayout) -> Any:
+    """First day with a window, were the series to go on from where they begin."""
+    end = max(composite, day) + pd.DateOffset(years=2)
+    return first_served_day(
+        composites=composite_calendar((composite, end)),
+        days=pd.date_range(day, end, unit="ns"),
+        rule=layout.window,
+    )

@@ -1,0 +1,1 @@
+"""From a cube and an ensemble to soil moisture with its spread."""

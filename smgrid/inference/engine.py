@@ -1,0 +1,227 @@
+"""The fast form of an ensemble: folded batch norms, shared series, cache-sized matrix products.
+
+Two exact rearrangements keep it equal to the members' own forward passes up to rounding:
+
+- A batch norm in evaluation mode is affine and becomes part of a linear layer beside it.
+- The series branch depends on the series alone, so it runs once per distinct series.
+
+Activations have the pixels (or series) innermost. So a convolution is a batch of matrix products
+over overlapping windows of rows, without copies, and a dense block is stacked on top of its input.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from smgrid.errors import LayoutError
+from smgrid.inference.folding import Layer, Member, fold
+from smgrid.models.densesm import POOLING
+from smgrid.models.ensemble import Ensemble
+
+FloatArray: TypeAlias = npt.NDArray[np.float32]
+IntArray: TypeAlias = npt.NDArray[np.int64]
+
+# Rows of the dense part, and series of the convolutions, whose activations stay in cache.
+_ROWS = 1024
+_SERIES = 128
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Members of one width, the deepest first, so that those that have a block stand in front.
+
+    ``positions`` are those in the ensemble; ``scale`` and ``shift`` are stacked over the members, a
+    layer of ``dense`` over those that have it.
+    """
+
+    width: int
+    positions: list[int]
+    members: list[Member]
+    scale: Tensor
+    shift: Tensor
+    dense: list[Layer]
+
+
+@dataclass(frozen=True, eq=False)
+class Engine:
+    """A compiled ensemble, made by `compile_ensemble`; threads may share it.
+
+    Attributes
+    ----------
+    digest
+        Digest of the ensemble.
+    n_snapshot, n_series, n_steps
+        Sizes of the layout.
+    members, groups
+        The folded networks, in the order of the ensemble and by width.
+    """
+
+    digest: str
+    n_snapshot: int
+    n_series: int
+    n_steps: int
+    members: tuple[Member, ...]
+    groups: tuple[_Group, ...]
+
+    def predict(
+        self, snapshot: FloatArray, series: FloatArray, series_index: IntArray
+    ) -> FloatArray:
+        """Predict every member.
+
+        Parameters
+        ----------
+        snapshot
+            (n, snapshot columns), scaled, in the layout's order.
+        series
+            (m, series, steps) distinct scaled series.
+        series_index
+            (n,) row of ``series`` that each row uses.
+
+        Returns
+        -------
+        array
+            (members, n) in m3 m-3; NaN for a row of which any value is not finite.
+
+        Raises
+        ------
+        LayoutError
+            An array does not have the layout's shape, or an index points outside ``series``.
+        """
+        self._check(snapshot, series, series_index)
+        whole = np.isfinite(series).all(axis=(1, 2))
+        rows = np.flatnonzero(np.isfinite(snapshot).all(axis=1) & np.take(whole, series_index))
+        predictions = np.full((len(self.members), len(snapshot)), np.nan, np.float32)
+        if len(rows) == 0:
+            return predictions
+        series = series[whole].astype(np.float32, copy=False)
+        means = series.mean(axis=2, dtype=np.float64)
+        cells = (np.cumsum(whole) - 1)[series_index[rows]]
+        inputs = np.concatenate([snapshot[rows], means[cells]], axis=1, dtype=np.float32)
+        with torch.inference_mode():
+            features = _series_features(self.members, torch.from_numpy(series))
+            found = _dense(self.groups, torch.from_numpy(inputs), features, torch.from_numpy(cells))
+        predictions[:, rows] = found.numpy()
+        return predictions
+
+    def _check(self, snapshot: FloatArray, series: FloatArray, index: IntArray) -> None:
+        n = len(snapshot)
+        expected = ((n, self.n_snapshot), (len(series), self.n_series, self.n_steps), (n,))
+        found = (snapshot.shape, series.shape, index.shape)
+        if found != expected:
+            raise LayoutError(
+                f"snapshot, series and series_index have the shapes {found}, expected {expected}"
+            )
+        if n and not (index.min() >= 0 and index.max() < len(series)):
+            raise LayoutError(
+                f"series_index must lie in 0..{len(series) - 1}, the rows of series; it runs from "
+                f"{index.min()} to {index.max()}"
+            )
+
+
+def compile_ensemble(ensemble: Ensemble) -> Engine:
+    """Fold and stack the networks of an ensemble; milliseconds per member."""
+    networks = [network for _, network in ensemble.members]
+    members = [fold(network) for network in networks]
+    return Engine(
+        digest=ensemble.digest,
+        n_snapshot=networks[0].n_snapshot,
+        n_series=networks[0].n_series,
+        n_steps=networks[0].n_steps,
+        members=tuple(members),
+        groups=tuple(_group(members, width) for width in sorted({m.width for m in members})),
+    )
+
+
+def _series_features(members: tuple[Member, ...], series: Tensor) -> Tensor:
+    """(m, series, steps) -> (members, features, m): sums over the windows of the last pooling."""
+    parts = []
+    for part in _parts(len(series), _SERIES):
+        source = _replicate_edges(series[part].permute(2, 1, 0).contiguous())
+        parts.append(torch.stack([_branch_sums(member.convolutions, source) for member in members]))
+    return torch.cat(parts, dim=2)
+
+
+def _branch_sums(layers: list[Layer], source: Tensor) -> Tensor:
+    y = source
+    for layer in layers[:-1]:
+        y = _convolve(layer, y)
+        even = len(y) // 2 * 2
+        y = _replicate_edges(y[0:even:2] + y[1:even:2])
+    windows = _convolve(layers[-1], y).split(POOLING[-1])
+    return torch.stack([window.sum(dim=0) for window in windows], dim=1).flatten(0, 1)
+
+
+def _convolve(layer: Layer, padded: Tensor) -> Tensor:
+    """Map (steps + padding, channels, n) to (steps, outputs, n)."""
+    n_channels, n = padded.shape[1:]
+    n_inputs = layer.weight.shape[1]
+    steps = len(padded) - n_inputs // n_channels + 1
+    windows = padded.as_strided((steps, n_inputs, n), (n_channels * n, n, 1))
+    return torch.baddbmm(layer.bias, layer.weight.expand(steps, -1, -1), windows).relu_()
+
+
+def _replicate_edges(y: Tensor) -> Tensor:
+    return torch.cat([y[:1], y[:1], y, y[-1:], y[-1:]])
+
+
+def _dense(groups: tuple[_Group, ...], inputs: Tensor, features: Tensor, cells: Tensor) -> Tensor:
+    """Map (n, columns) inputs and the features of their series to (members, n)."""
+    n, n_columns = inputs.shape
+    given = n_columns + features.shape[1]
+    predictions = torch.empty(len(features), n)
+    for group in groups:
+        height = given + group.width * (len(group.dense) // 3)
+        buffer = torch.empty(len(group.members), height, min(n, _ROWS))
+        for part in _parts(n, _ROWS):
+            x = buffer[:, :, : part.stop - part.start]
+            x[:, -given:][:, :n_columns] = inputs[part].T
+            for i, position in enumerate(group.positions):
+                x[i, n_columns - given :] = features[position][:, cells[part]]
+            x[:, -given:].mul_(group.scale).add_(group.shift)
+            predictions[group.positions, part] = _run_group(group, x, given)
+    return predictions
+
+
+def _run_group(group: _Group, x: Tensor, given: int) -> Tensor:
+    """Stack block on block in ``x``, of which the last ``given`` rows are the inputs."""
+    top = x.shape[1] - given
+    for first in range(0, len(group.dense), 3):
+        y = x[: len(group.dense[first].weight), top:]
+        for layer in group.dense[first : first + 3]:
+            y = torch.baddbmm(layer.bias, layer.weight, y).relu_()
+        x[: len(y), top - group.width : top] = y
+        top -= group.width
+    outputs = []
+    for rows, member in zip(x, group.members, strict=True):
+        used = rows[-member.hidden.weight.shape[1] :]
+        y = torch.addmm(member.hidden.bias, member.hidden.weight, used).relu_()
+        outputs.append(torch.addmm(member.out.bias, member.out.weight, y))
+    return torch.cat(outputs)
+
+
+def _parts(n: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
+def _group(members: list[Member], width: int) -> _Group:
+    positions = [i for i, member in enumerate(members) if member.width == width]
+    positions.sort(key=lambda i: -len(members[i].dense))
+    found = [members[i] for i in positions]
+    dense = []
+    for k in range(len(found[0].dense)):
+        layers = [member.dense[k] for member in found if k < len(member.dense)]
+        weight = torch.stack([layer.weight for layer in layers])
+        dense.append(Layer(weight, torch.stack([layer.bias for layer in layers])))
+    return _Group(
+        width=width,
+        positions=positions,
+        members=found,
+        scale=torch.stack([member.scale for member in found]),
+        shift=torch.stack([member.shift for member in found]),
+        dense=dense,
+    )

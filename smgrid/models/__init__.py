@@ -1,0 +1,1 @@
+"""The networks, the ensemble as a value and its bundle on disk."""

@@ -1,0 +1,135 @@
+"""An ensemble of DenseSM networks as a value, and its plain member-by-member prediction.
+
+The prediction here is the reference: it runs every member as it was trained. Maps use the compiled
+form of `smgrid.inference.engine`, which is held against this one.
+"""
+
+import copy
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from smgrid.errors import BundleError, LayoutError
+from smgrid.features.layout import FeatureLayout
+from smgrid.models.densesm import DenseSM
+
+FloatArray: TypeAlias = npt.NDArray[np.float32]
+
+# Names of members become names of files.
+_MEMBER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True, eq=False)
+class Ensemble:
+    """Trained networks with the layout they were trained on.
+
+    The networks are copied, in evaluation mode: training on with the originals changes nothing
+    here. Two ensembles are the same if their digests are.
+
+    Attributes
+    ----------
+    members
+        Distinct names and networks; predictions keep this order.
+    layout
+        Columns, scalings and conventions that the members were trained with.
+    card
+        What people should know, JSON-ready: origin, licence, ``training`` facts, ``metrics``.
+    """
+
+    members: tuple[tuple[str, DenseSM], ...]
+    layout: FeatureLayout
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = [name for name, _ in self.members]
+        bad = [name for name in names if not _MEMBER_NAME.fullmatch(name)]
+        if not names or bad or len(set(names)) < len(names):
+            raise BundleError(
+                "an ensemble needs members with distinct names of letters, digits, '_', '-' and "
+                f"'.', got {names}"
+            )
+        for name, network in self.members:
+            _check_fit(name, network, self.layout)
+        members = tuple((name, copy.deepcopy(network).eval()) for name, network in self.members)
+        object.__setattr__(self, "members", members)
+        object.__setattr__(self, "card", copy.deepcopy(dict(self.card)))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the members."""
+        return tuple(name for name, _ in self.members)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of layout, names and weights; the card is no part of it."""
+        digest = hashlib.sha256(self.layout.digest.encode())
+        for name, network in self.members:
+            for key, tensor in network.state_dict().items():
+                digest.update(f"{name}/{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
+                digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def predict_samples(ensemble: Ensemble, x: FloatArray, *, batch: int = 1024) -> FloatArray:
+    """Predict every member on plain arrays.
+
+    Parameters
+    ----------
+    ensemble
+        The networks.
+    x
+        (n, columns) scaled vectors in the columns of ``ensemble.layout``.
+    batch
+        Rows that go through a network at once.
+
+    Returns
+    -------
+    array
+        (members, n) in m3 m-3; NaN for a row with any value that is not finite.
+
+    Raises
+    ------
+    LayoutError
+        ``x`` does not have the layout's columns.
+    """
+    if x.ndim != 2 or x.shape[1] != ensemble.layout.n_columns:
+        raise LayoutError(
+            f"expected (n, {ensemble.layout.n_columns}) columns of the layout "
+            f"{ensemble.layout.name!r}, got an array of shape {x.shape}"
+        )
+    predictions = np.full((len(ensemble.members), len(x)), np.nan, np.float32)
+    complete = np.flatnonzero(np.isfinite(x).all(axis=1))
+    with torch.inference_mode():
+        for start in range(0, len(complete), batch):
+            rows = complete[start : start + batch]
+            block = torch.from_numpy(np.ascontiguousarray(x[rows], np.float32))
+            for i, (_, network) in enumerate(ensemble.members):
+                predictions[i, rows] = network(block).numpy()
+    return predictions
+
+
+def mean_and_std(samples: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return the unweighted mean and the spread of (members, n) predictions.
+
+    The spread is the population form: the standard deviation of the members' equally weighted
+    mixture (Lakshminarayanan, Pritzel and Blundell 2017, Adv. Neural Inf. Process. Syst. 30).
+    """
+    return samples.mean(axis=0), samples.std(axis=0)
+
+
+def _check_fit(name: str, network: DenseSM, layout: FeatureLayout) -> None:
+    sizes = (network.n_snapshot, network.n_series, network.n_steps)
+    expected = (len(layout.snapshot), len(layout.series), layout.steps)
+    if sizes != expected:
+        raise LayoutError(
+            f"member {name!r} takes {sizes[0]} snapshot columns and {sizes[1]} series of "
+            f"{sizes[2]} steps; the layout {layout.name!r} has {expected[0]}, {expected[1]} and "
+            f"{expected[2]}"
+        )

@@ -1,0 +1,1 @@
+"""Samples streamed from a cube, and the loops that train an ensemble on them."""

@@ -1,0 +1,1 @@
+"""Comparing soil moisture with a reference: metrics and baselines."""

@@ -1,0 +1,22 @@
+"""Fixtures shared by the whole suite."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder with the published weights, golden vectors and real samples.
+
+    Its absence skips a test on a contributor's machine and fails it in CI.
+    """
+    if SHARED.is_dir():
+        return SHARED
+    message = "the shared data folder is not beside the checkout"
+    if os.environ.get("CI"):
+        pytest.fail(message)
+    pytest.skip(message)

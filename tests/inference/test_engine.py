@@ -1,0 +1,200 @@
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smgrid.errors import LayoutError
+from smgrid.inference import engine as engine_module
+from smgrid.inference.engine import compile_ensemble
+from smgrid.models.bundle import load_ensemble
+from smgrid.models.ensemble import Ensemble, predict_samples
+from tests.networks import make_ensemble, make_network
+
+
+@pytest.fixture(scope="module")
+def golden(shared):
+    with np.load(shared / "reference" / "golden" / "densesm_golden.npz") as data:
+        return dict(data)
+
+
+@pytest.fixture(scope="module")
+def released(shared):
+    return load_ensemble(shared / "data" / "densesm_9km")
+
+
+def inputs(n, m, seed=0):
+    rng = np.random.default_rng(seed)
+    snapshot = rng.random((n, 15), dtype=np.float32)
+    series = rng.random((m, 3, 46), dtype=np.float32)
+    return snapshot, series, rng.integers(0, m, n)
+
+
+def rows(snapshot, series, index):
+    return np.concatenate([snapshot, series.reshape(len(series), -1)[index]], axis=1)
+
+
+def split(x):
+    """Vectors as the engine takes them, each with a series of its own."""
+    return x[:, :15], x[:, 15:].reshape(-1, 3, 46), np.arange(len(x))
+
+
+sizes = st.lists(
+    st.tuples(st.integers(1, 4), st.sampled_from([1, 4, 7])), min_size=1, max_size=4, unique=True
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(sizes=sizes, n=st.integers(0, 40), m=st.integers(1, 12), seed=st.integers(0, 99))
+def test_engine_equals_the_members_forward_passes(sizes, n, m, seed):
+    ensemble = make_ensemble(sizes)
+    snapshot, series, index = inputs(n, m, seed)
+    found = compile_ensemble(ensemble).predict(snapshot, series, index)
+    expected = predict_samples(ensemble, rows(snapshot, series, index))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+def test_blocks_join_seamlessly(monkeypatch):
+    """More rows and series than one block holds, and no multiple of it."""
+    monkeypatch.setattr(engine_module, "_ROWS", 16)
+    monkeypatch.setattr(engine_module, "_SERIES", 5)
+    ensemble = make_ensemble()
+    arrays = inputs(75, 23)
+    found = compile_ensemble(ensemble).predict(*arrays)
+    np.testing.assert_allclose(found, predict_samples(ensemble, rows(*arrays)), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [16, 21, 46, 53])
+def test_other_lengths_of_series(steps):
+    """Odd lengths drop a step in the first poolings and keep a partial window in the last."""
+    network = make_network(3, 6, n_snapshot=4, n_series=2, n_steps=steps)
+    layout = make_ensemble().layout
+    layout = type(layout).from_dict(
+        layout.to_dict()
+        | {"steps": steps}
+        | {k: layout.to_dict()[k][:n] for k, n in (("snapshot", 4), ("series", 2))}
+    )
+    ensemble = Ensemble((("a", network),), layout)
+    x = np.random.default_rng(0).random((9, layout.n_columns), dtype=np.float32)
+    series = x[:, 4:].reshape(9, 2, steps)
+    found = compile_ensemble(ensemble).predict(x[:, :4], series, np.arange(9))
+    np.testing.assert_allclose(found, predict_samples(ensemble, x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_incomplete_inputs_give_nan_for_their_rows_alone(value):
+    engine = compile_ensemble(make_ensemble())
+    snapshot, series, index = inputs(30, 6)
+    whole = engine.predict(snapshot, series, index)
+    snapshot[3, 14], series[2, 1, 45] = value, value
+    missing = (np.arange(30) == 3) | (index == 2)
+    assert 1 < missing.sum() < 30
+    found = engine.predict(snapshot, series, index)
+    assert np.isnan(found[:, missing]).all()
+    np.testing.assert_allclose(found[:, ~missing], whole[:, ~missing], rtol=0, atol=1e-6)
+
+
+def test_nothing_complete_gives_nan():
+    engine = compile_ensemble(make_ensemble())
+    snapshot, series, index = inputs(4, 2)
+    assert np.isnan(engine.predict(snapshot, np.full_like(series, np.nan), index)).all()
+    assert engine.predict(snapshot[:0], series[:0], index[:0]).shape == (3, 0)
+
+
+def test_series_branch_runs_once_per_distinct_series(monkeypatch):
+    engine = compile_ensemble(make_ensemble())
+    seen = []
+    original = engine_module._series_features
+
+    def spy(members, series):
+        seen.append(len(series))
+        return original(members, series)
+
+    monkeypatch.setattr(engine_module, "_series_features", spy)
+    engine.predict(*inputs(50, 7))
+    assert seen == [7]
+
+
+def test_inputs_stay_as_they_were():
+    arrays = inputs(20, 4)
+    copies = [a.copy() for a in arrays]
+    for array in arrays:
+        array.flags.writeable = False
+    compile_ensemble(make_ensemble()).predict(*arrays)
+    for array, copy in zip(arrays, copies, strict=True):
+        np.testing.assert_array_equal(array, copy)
+
+
+def test_threads_share_an_engine():
+    engine = compile_ensemble(make_ensemble())
+    tasks = [inputs(200, 40, seed) for seed in range(6)]
+    expected = [engine.predict(*task) for task in tasks]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda task: engine.predict(*task), tasks))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
+
+
+def test_wrong_shapes_and_indices_are_refused():
+    engine = compile_ensemble(make_ensemble())
+    snapshot, series, index = inputs(4, 2)
+    with pytest.raises(LayoutError, match=r"\(4, 14\).*expected \(\(4, 15\)"):
+        engine.predict(snapshot[:, 1:], series, index)
+    with pytest.raises(LayoutError, match=r"\(2, 46, 3\)"):
+        engine.predict(snapshot, series.swapaxes(1, 2), index)
+    with pytest.raises(LayoutError, match=r"expected .*\(4,\)\)"):
+        engine.predict(snapshot, series, index[:3])
+    with pytest.raises(LayoutError, match=r"must lie in 0\.\.1.*runs from -1 to 0"):
+        engine.predict(snapshot, series, np.array([0, 0, -1, 0]))
+    with pytest.raises(LayoutError, match="runs from 0 to 2"):
+        engine.predict(snapshot, series, np.array([0, 0, 2, 0]))
+
+
+def test_engine_is_a_value_of_its_ensemble():
+    ensemble = make_ensemble()
+    engine = compile_ensemble(ensemble)
+    assert engine.digest == ensemble.digest
+    arrays = inputs(10, 3)
+    before = engine.predict(*arrays)
+    with torch.no_grad():
+        ensemble.members[0][1].out.bias += 1
+    np.testing.assert_array_equal(engine.predict(*arrays), before)
+    again = pickle.loads(pickle.dumps(engine))
+    np.testing.assert_array_equal(again.predict(*arrays), before)
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    ("x", "predictions"),
+    [
+        ("random_x", "random_pred_main"),
+        ("real_x_published_order", "real_pred_main_published_order"),
+        ("real_x_weights_layout", "real_pred_main_weights_layout"),
+        ("mean_input_x", "mean_input_pred_main"),
+    ],
+)
+def test_released_ensemble_reproduces_the_golden_vectors(released, golden, x, predictions):
+    found = compile_ensemble(released).predict(*split(golden[x]))
+    np.testing.assert_allclose(found, golden[predictions], rtol=0, atol=2e-6)
+    plain = predict_samples(released, golden[x])
+    np.testing.assert_allclose(found, plain, rtol=0, atol=1e-6)
+
+
+@pytest.mark.shared
+def test_narrow_deep_models_reproduce_the_golden_vectors(shared, golden):
+    ensemble = load_ensemble(shared / "data" / "densesm_9km" / "shallow")
+    found = compile_ensemble(ensemble).predict(*split(golden["random_x"]))
+    np.testing.assert_allclose(found, golden["random_pred_shallow"], rtol=0, atol=2e-6)
+
+
+@pytest.mark.shared
+@settings(max_examples=5, deadline=None)
+@given(seed=st.integers(0, 2**16))
+def test_released_ensemble_equals_its_forward_passes(released, seed):
+    arrays = inputs(60, 20, seed)
+    found = compile_ensemble(released).predict(*arrays)
+    np.testing.assert_allclose(found, predict_samples(released, rows(*arrays)), rtol=0, atol=1e-6)

@@ -1,0 +1,181 @@
+from dataclasses import replace
+
+import dask
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import xarray as xr
+
+from smgrid.errors import LayoutError
+from smgrid.features.layout import get_layout, scale_columns, scale_series
+from smgrid.grid import ease_features_on
+from smgrid.inference.predict import FLAGS, predict
+from smgrid.models.densesm import DenseSM
+from smgrid.models.ensemble import Ensemble, predict_samples
+from smgrid.windows import one_year_windows
+from tests.cubes import make_cube
+
+
+@pytest.fixture(scope="module")
+def ensemble():
+    torch.manual_seed(1)
+    members = []
+    for depth, width in ((1, 8), (2, 8), (1, 16)):
+        network = DenseSM(depth, width)
+        with torch.no_grad():  # batch norms of a trained network are not the identity
+            for name, buffer in network.named_buffers():
+                if name.endswith("running_mean"):
+                    buffer.uniform_(-0.2, 0.2)
+                elif name.endswith("running_var"):
+                    buffer.uniform_(0.5, 1.5)
+        members.append((f"m_{depth}_{width}", network.eval()))
+    return Ensemble(members=tuple(members), layout=get_layout("released-9km"), card={})
+
+
+def brute_force(cube, ensemble, step):
+    """Members' predictions pixel by pixel, found by coordinates instead of index arithmetic."""
+    layout = ensemble.layout
+    base = cube["base"].to_dataset().isel(time=step)
+    series = {v: n.to_dataset()[v] for n in cube.children.values() for v in n.data_vars}
+    time = pd.Timestamp(base["time"].values)
+    windows = one_year_windows(
+        pd.DatetimeIndex([time]),
+        composites=pd.DatetimeIndex(series["ndvi"]["date"].values),
+        days=pd.DatetimeIndex(series["t2m"]["date"].values),
+        rule=layout.window,
+    )
+    row, sine, cosine = ease_features_on(base.odc.geobox, km=9, convention="centre")
+    turn = 2 * np.pi * time.day_of_year / 365
+    derived = {
+        "ease_row": row,
+        "ease_col_sin": sine,
+        "ease_col_cos": cosine,
+        "doy_sin": np.sin(turn),
+        "doy_cos": np.cos(turn),
+    }
+    columns, runs = [], []
+    for j, y in enumerate(base["y"].values):
+        for i, x in enumerate(base["x"].values):
+            values = [
+                np.broadcast_to(derived[c.feature], row.shape)[j, i]
+                if c.feature in derived
+                else base[c.feature].values[j, i]
+                for c in layout.snapshot
+            ]
+            columns.append(values)
+            run = []
+            for c in layout.series:
+                cell = series[c.feature].sel(y=y, x=x, method="nearest").values
+                if c.feature == "ndvi":
+                    run.append(cell[windows.composite_index[0]])
+                else:
+                    run.append(cell[windows.day_index[0]].mean(axis=1))
+            runs.append(run)
+    snapshot = scale_columns(np.float32(columns), layout).values
+    series_ = scale_series(np.float32(runs), layout).values
+    rows = np.concatenate([snapshot, series_.reshape(len(snapshot), -1)], axis=1)
+    return predict_samples(ensemble, rows).reshape(-1, *base["vv"].shape)
+
+
+@pytest.mark.parametrize("factors", [(1, 1), (2, 9), (4, 9)])
+def test_equals_the_members_forward_pass_pixel_by_pixel(ensemble, factors):
+    cube = make_cube(shape=(7, 9), factors=factors, chunks=4)
+    sm = predict(cube, ensemble).compute()
+    for step in range(sm.sizes["time"]):
+        members = brute_force(cube, ensemble, step)
+        np.testing.assert_allclose(sm["soil_moisture"][step], members.mean(axis=0), atol=1e-6)
+        np.testing.assert_allclose(sm["soil_moisture_std"][step], members.std(axis=0), atol=1e-6)
+
+
+def test_chunks_do_not_matter(ensemble):
+    whole = predict(make_cube(), ensemble).compute()
+    for chunks in (3, 5, 64):
+        parts = predict(make_cube(chunks=chunks), ensemble).compute()
+        xr.testing.assert_allclose(parts, whole, atol=1e-6)
+
+
+def test_nothing_is_read_before_it_is_needed(ensemble):
+    def refuse(*_args, **_kwargs):
+        raise AssertionError("computed")
+
+    with dask.config.set(scheduler=refuse):
+        sm = predict(make_cube(chunks=5), ensemble)
+    assert sm["soil_moisture"].chunks[0] == (1, 1, 1)
+
+
+def test_one_chunk_of_output_reads_only_its_own_inputs(ensemble):
+    """The unit of work: one acquisition of one tile, whatever the size of the cube."""
+    sm = predict(make_cube(chunks=5), ensemble)
+    one = sm.isel(time=[1], y=slice(0, 5), x=slice(0, 5))
+    (culled,) = dask.optimize(one["soil_moisture"].data)
+    scenes = [k for k in culled.__dask_graph__() if isinstance(k, tuple) and "predict" in str(k[0])]
+    assert len({k for k in scenes if str(k[0]).startswith("predict-")}) == 1
+
+
+@pytest.mark.parametrize("name", ["vv", "sand", "ndvi", "tp"])
+def test_a_missing_input_gives_nan_and_a_flag(ensemble, name):
+    cube = make_cube()
+    full = predict(cube, ensemble).compute()
+    node = next(n for n in cube.children.values() if name in n.data_vars)
+    values = node[name].values
+    values[..., 1, 1] = np.nan
+    sm = predict(cube, ensemble).compute()
+    missing = sm["soil_moisture"].isnull()
+    assert missing.any()
+    assert not missing.all()
+    flagged = (sm["flags"] & FLAGS["input_missing"]) > 0
+    xr.testing.assert_equal(flagged, missing.rename("flags"))
+    np.testing.assert_array_equal(sm["soil_moisture_std"].isnull(), missing)
+    xr.testing.assert_allclose(
+        sm["soil_moisture"].where(~missing, 0), full["soil_moisture"].where(~missing, 0), atol=1e-6
+    )
+
+
+def test_clipped_assumed_and_out_of_range_are_flagged(ensemble):
+    cube = make_cube()
+    cube["base"]["vv"].values[0, 2, 3] = 9.0  # above the layout's 5 dB
+    cube["base"]["bdod"].attrs["assumed"] = 1
+    sm = predict(cube, ensemble).compute()
+    flags = sm["flags"].values
+    assert flags[0, 2, 3] & FLAGS["feature_clipped"]
+    assert not (flags[1] & FLAGS["feature_clipped"]).any()
+    assert (flags & FLAGS["assumed_input"]).all()
+    outside = (sm["soil_moisture"] < 0) | (sm["soil_moisture"] > 0.6)
+    np.testing.assert_array_equal((flags & FLAGS["outside_valid_range"]) > 0, outside)
+    assert sm["flags"].dtype == np.uint16
+    assert sm["flags"].attrs["flag_meanings"].split()[0] == "input_missing"
+
+
+def test_only_acquisitions_with_a_full_year_are_mapped_and_keep_their_orbit(ensemble):
+    sm = predict(make_cube(start="2020-03-02"), ensemble)
+    assert list(sm.indexes["time"]) == [pd.Timestamp("2021-03-14T05:30")]
+    assert sm["relative_orbit"].values.tolist() == [37]
+    assert sm["orbit_state"].values.tolist() == ["descending"]
+
+
+def test_the_window_rule_and_the_model_are_recorded(ensemble):
+    causal, published = (
+        predict(make_cube(end="2021-04-01"), ensemble, window=w) for w in (None, "published")
+    )
+    assert causal.attrs["smgrid_window"] == "causal"
+    assert published.attrs["smgrid_window"] == "published"
+    assert causal.attrs["smgrid_ensemble"] == ensemble.digest
+    assert not np.allclose(causal["soil_moisture"], published["soil_moisture"])
+
+
+def test_sigma0_weights_refuse_gamma0(ensemble):
+    cube = make_cube()
+    for name in ("vv", "vh"):
+        cube["base"][name].attrs["convention"] = "gamma0"
+    with pytest.raises(LayoutError, match="sigma0"):
+        predict(cube, ensemble)
+    other = replace(ensemble, layout=replace(ensemble.layout, convention="gamma0"))
+    assert predict(cube, other).sizes["time"] == 3
+
+
+def test_crs_and_units_are_those_of_the_cube(ensemble):
+    cube = make_cube()
+    sm = predict(cube, ensemble)
+    assert sm.odc.geobox == cube["base"].to_dataset().odc.geobox
+    assert sm["soil_moisture"].attrs["units"] == "m3 m-3"

@@ -1,0 +1,183 @@
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from smgrid import __version__
+from smgrid.errors import BundleError
+from smgrid.models.bundle import load_ensemble, save_ensemble
+from smgrid.models.ensemble import predict_samples
+from tests.networks import make_ensemble
+
+CARD = {"training": {"seed": 7, "epochs": 2}, "metrics": {"rmse": 0.04}}
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return save_ensemble(make_ensemble(card=CARD), tmp_path / "model")
+
+
+def edit_card(bundle, **changes):
+    path = bundle / "card.json"
+    card = json.loads(path.read_text())
+    for key, value in changes.items():
+        if value is None:
+            del card[key]
+        else:
+            card[key] = value
+    path.write_text(json.dumps(card))
+
+
+def test_bundle_round_trips(bundle):
+    ensemble, loaded = make_ensemble(card=CARD), load_ensemble(bundle)
+    assert loaded.names == ensemble.names
+    assert loaded.layout == ensemble.layout
+    assert loaded.card == CARD
+    assert loaded.digest == ensemble.digest
+    x = np.random.default_rng(0).random((5, 153), dtype=np.float32)
+    np.testing.assert_array_equal(predict_samples(loaded, x), predict_samples(ensemble, x))
+    assert load_ensemble(str(bundle), layout="released-9km").digest == ensemble.digest
+
+
+def test_card_says_what_is_inside(bundle):
+    card = json.loads((bundle / "card.json").read_text())
+    assert card["smgrid_bundle"] == 1
+    assert card["smgrid_version"] == __version__
+    assert card["layout"]["name"] == "released-9km"
+    assert [(m["name"], m["depth"], m["width"]) for m in card["members"]] == [
+        ("m_2_4", 2, 4),
+        ("m_1_4", 1, 4),
+        ("m_3_6", 3, 6),
+    ]
+    assert card["card"] == CARD
+    files = {p.name for p in bundle.iterdir()}
+    assert files == {"card.json", *(f"{m['name']}.safetensors" for m in card["members"])}
+
+
+def test_window_rule_is_kept(tmp_path):
+    ensemble = make_ensemble()
+    layout = ensemble.layout.with_window("published")
+    saved = save_ensemble(type(ensemble)(ensemble.members, layout), tmp_path / "model")
+    assert load_ensemble(saved).layout.window == "published"
+
+
+def test_saving_takes_an_empty_folder_and_refuses_a_full_one(bundle, tmp_path):
+    (tmp_path / "empty").mkdir()
+    save_ensemble(make_ensemble(), tmp_path / "empty")
+    assert load_ensemble(tmp_path / "empty").names
+    before = (bundle / "card.json").read_bytes()
+    with pytest.raises(BundleError, match="exists already and is not empty"):
+        save_ensemble(make_ensemble(), bundle)
+    assert (bundle / "card.json").read_bytes() == before
+    (tmp_path / "file").touch()
+    with pytest.raises(BundleError, match="exists already"):
+        save_ensemble(make_ensemble(), tmp_path / "file")
+
+
+@pytest.mark.parametrize("card", [{"rmse": float("nan")}, {"network": object()}])
+def test_card_that_is_no_json_leaves_nothing_behind(card, tmp_path):
+    with pytest.raises(BundleError, match="must hold JSON values and no NaN"):
+        save_ensemble(make_ensemble(card=card), tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bundle_without_layout_is_refused(bundle):
+    edit_card(bundle, layout=None)
+    with pytest.raises(BundleError, match="no layout"):
+        load_ensemble(bundle)
+
+
+def test_bad_layout_is_refused(bundle):
+    edit_card(bundle, layout={"name": "mine"})
+    with pytest.raises(BundleError, match=r"card\.json: the description of a layout is not valid"):
+        load_ensemble(bundle)
+
+
+def test_another_layout_is_refused(bundle):
+    with pytest.raises(BundleError, match=r"'released-9km'.*not on 'published'"):
+        load_ensemble(bundle, layout="published")
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-100], lambda b: b[:-1] + b"\x01", lambda b: b""])
+def test_truncated_or_changed_member_is_refused(bundle, damage):
+    path = bundle / "m_1_4.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(BundleError, match=r"m_1_4\.safetensors is truncated or was changed"):
+        load_ensemble(bundle)
+
+
+def test_wrong_hash_in_the_card_is_refused(bundle):
+    members = json.loads((bundle / "card.json").read_text())["members"]
+    members[0]["sha256"] = "0" * 64
+    edit_card(bundle, members=members)
+    with pytest.raises(BundleError, match="sha256"):
+        load_ensemble(bundle)
+
+
+def test_missing_member_is_refused(bundle):
+    (bundle / "m_3_6.safetensors").unlink()
+    with pytest.raises(BundleError, match=r"incomplete: m_3_6\.safetensors is missing"):
+        load_ensemble(bundle)
+
+
+def test_dropping_a_member_from_the_card_is_noticed(bundle):
+    members = json.loads((bundle / "card.json").read_text())["members"]
+    edit_card(bundle, members=members[1:])
+    with pytest.raises(BundleError, match="was changed"):
+        load_ensemble(bundle)
+
+
+def test_editing_the_layout_is_noticed(bundle):
+    layout = json.loads((bundle / "card.json").read_text())["layout"]
+    edit_card(bundle, layout=layout | {"window": "published"})
+    with pytest.raises(BundleError, match="was changed"):
+        load_ensemble(bundle)
+
+
+def test_newer_format_is_refused(bundle):
+    edit_card(bundle, smgrid_bundle=2, unheard_of={})
+    with pytest.raises(BundleError, match="bundle format 2, this smgrid reads up to 1"):
+        load_ensemble(bundle)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"smgrid_bundle": 1', "is not JSON"),
+        ("[]", "no card of smgrid"),
+        ('{"title": "x"}', "no card of smgrid"),
+        ('{"smgrid_bundle": 1, "layout": {}}', "digest: Field required"),
+    ],
+)
+def test_damaged_card_is_refused(bundle, text, message):
+    (bundle / "card.json").write_text(text)
+    with pytest.raises(BundleError, match=message):
+        load_ensemble(bundle)
+
+
+def test_member_name_cannot_leave_the_folder(bundle):
+    members = json.loads((bundle / "card.json").read_text())["members"]
+    members[0]["name"] = "../m_2_4"
+    edit_card(bundle, members=members)
+    with pytest.raises(BundleError, match=r"members\.0\.name"):
+        load_ensemble(bundle)
+
+
+def test_weights_of_another_network_are_refused(bundle):
+    data = safetensors.torch.save({"weight": torch.zeros(3)})
+    (bundle / "m_1_4.safetensors").write_bytes(data)
+    members = json.loads((bundle / "card.json").read_text())["members"]
+    members[1]["sha256"] = hashlib.sha256(data).hexdigest()
+    edit_card(bundle, members=members)
+    with pytest.raises(BundleError, match="no dense block"):
+        load_ensemble(bundle)
+
+
+def test_unknown_name_and_foreign_folder_are_refused(tmp_path):
+    with pytest.raises(BundleError, match=r"neither a folder nor a known ensemble \(densesm-9km\)"):
+        load_ensemble("densesm-1km")
+    with pytest.raises(BundleError, match=r"no bundle of smgrid: it has no card\.json"):
+        load_ensemble(tmp_path)

@@ -1,0 +1,69 @@
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+import smgrid
+from smgrid.cli import app
+
+runner = CliRunner()
+
+
+def run(*args, cwd=None):
+    """The command as a user starts it, in a process of its own."""
+    command = [sys.executable, "-c", "from smgrid.cli import main; main()", *map(str, args)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("command", ["demo", "build", "train", "map", "inspect"])
+def test_help_of_every_command_has_an_example(command):
+    result = runner.invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    assert f"Example: smgrid {command}" in result.output
+
+
+def test_version():
+    assert runner.invoke(app, ["--version"]).output.strip() == smgrid.__version__
+
+
+def test_help_loads_neither_torch_nor_xarray():
+    code = (
+        "import sys; from typer.testing import CliRunner; from smgrid.cli import app;"
+        "CliRunner().invoke(app, ['map', '--help']);"
+        "assert not {'torch', 'xarray', 'dask'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["build", "c.zarr", "--period", "2024-01-01", "2025-03-01"], 2, "bbox"),
+        (
+            ["build", "c.zarr", "--bbox", 5, 50, 5.1, 50.1, "--period", "2024-01-01", "2025-03-01"]
+            + ["--catalog", "nowhere.yml"],
+            2,
+            "nowhere.yml",
+        ),
+        (["inspect", "nowhere.zarr"], 4, "nowhere.zarr"),
+        (["map", "nowhere.zarr", "--out", "sm.zarr"], 4, "nowhere.zarr"),
+    ],
+)
+def test_foreseen_errors_are_one_message_and_a_meaningful_code(args, code, message, tmp_path):
+    result = run(*args, cwd=tmp_path)
+    assert result.returncode == code, result.stderr
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_public_names_exist_and_are_documented():
+    for name in smgrid.__all__:
+        assert (getattr(smgrid, name).__doc__ or "").strip(), name
+    assert set(smgrid.__all__) == set(smgrid._MODULE_OF)
+
+
+def test_import_is_light():
+    code = "import sys, smgrid; assert not {'torch', 'xarray', 'pystac_client'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
