@@ -112,7 +112,7 @@ class _CoreLoader(yaml.SafeLoader):
 for _tag, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?(?:0|[1-9][0-9]*)", list("-+0123456789")),
+    ("int", r"[-+]?[0-9]+", list("-+0123456789")),
     (
         "float",
         r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan",
@@ -123,6 +123,10 @@ for _tag, _pattern, _first in (
     _CoreLoader.add_implicit_resolver(
         f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first
     )
+# PyYAML reads a leading zero as octal.
+_CoreLoader.add_constructor(
+    "tag:yaml.org,2002:int", lambda loader, node: int(node.value)
+)
 
 
 def _index(node: yaml.Node, location: Location) -> Iterator[tuple[Location, int]]:

@@ -16,7 +16,7 @@ from smgrid.catalog import SourceSpec, StacQuery
 def utm_grid(shape=(4, 5), resolution=100, *, left=500_000, top=5_600_000, crs="EPSG:32631"):
     """Return a north-up grid in UTM."""
     bounds = (left, top - shape[0] * resolution, left + shape[1] * resolution, top)
-    return GeoBox.from_bbox(bounds, crs, shape=shape)
+    return GeoBox.from_bbox(bounds, crs, shape=shape, tight=True)
 
 
 def write_cog(path, values, geobox, *, nodata=None, overviews=None, crs="of the geobox"):

@@ -202,6 +202,6 @@ def _reason(error: BaseException, path: str) -> str:
 
 def _what_is_missing(record: StoreRecord, pending: int) -> str:
     return (
-        f"{record.path} is incomplete: {pending} of {record.total} units are missing; write the same "
-        "data to it again to resume, or look at what is there with incomplete='allow'"
+        f"{record.path} is incomplete: {pending} of {record.total} units are missing; write the "
+        "same data to it again to resume, or look at what is there with incomplete='allow'"
     )

@@ -2,7 +2,7 @@
 
 In evaluation mode a batch norm is affine. It joins the linear layer before it, or after it where a
 ReLU stands between. The norm over the inputs stays a step of its own: spread over the layers that
-read them, its shifts would cancel in single precision.
+read them, its shifts would partly cancel in single precision.
 """
 
 from collections.abc import Mapping

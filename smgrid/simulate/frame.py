@@ -1,7 +1,7 @@
 """Where the world lies: the region, the larger domain that is simulated, and ways between grids.
 
 The domain is the region and a margin, and holds every 9 km cell of EASE-Grid 2.0 that touches the
-region, so that whatever a provider's pixel covers is simulated and its value is an exact mean.
+region, so that what a provider's pixel covers is simulated and its value is the mean of it.
 """
 
 import math
@@ -35,7 +35,7 @@ class Frame:
     domain: GeoBox
     """What is simulated: the same lattice, extended."""
     ease: GeoBox
-    """The 9 km cells of EASE-Grid 2.0 that touch the region."""
+    """The 9 km cells of EASE-Grid 2.0 over the region's box of longitude and latitude."""
 
     @property
     def inner(self) -> tuple[slice, slice]:

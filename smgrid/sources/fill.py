@@ -4,6 +4,8 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+_Values = npt.NDArray[np.float32]
+
 
 def fill_gaps(da: xr.DataArray, *, limit: int) -> xr.DataArray:
     """Fill NaN along ``date`` by linear interpolation between valid neighbours, lazily.
@@ -41,22 +43,31 @@ def mark_filled(original: xr.DataArray, filled: xr.DataArray) -> xr.DataArray:
     return marks.where(filled.notnull(), np.uint8(255))
 
 
-def _fill(
-    values: npt.NDArray[np.float32], *, days: npt.NDArray[np.float64], limit: float
-) -> npt.NDArray[np.float32]:
-    """Fill along the last axis."""
-    count = values.shape[-1]
-    steps = np.arange(count, dtype="int32")
-    valid = np.isfinite(values)
-    before = np.maximum.accumulate(np.where(valid, steps, -1), axis=-1)
-    after = np.minimum.accumulate(np.where(valid, steps, count)[..., ::-1], axis=-1)[..., ::-1]
-    has_before, has_after = before >= 0, after < count
-    before, after = np.maximum(before, 0), np.minimum(after, count - 1)
-    since, until = days - days[before], days[after] - days
-    gap = np.where(has_before, since, 0.0) + np.where(has_after, until, 0.0)
-    first = np.take_along_axis(values, np.where(has_before, before, after), axis=-1)
-    last = np.take_along_axis(values, np.where(has_after, after, before), axis=-1)
-    weight = np.where(has_before & has_after, since / np.maximum(gap, 1.0), 0.0)
-    # At an end both neighbours are the one valid value, and the gap is its distance.
-    filled = np.where(gap <= limit, first + (last - first) * weight, np.nan)
-    return np.where(valid, values, filled).astype("float32")
+def _fill(values: _Values, *, days: npt.NDArray[np.float64], limit: float) -> _Values:
+    """Fill along the last axis, one step after another to keep the memory small."""
+    later, later_day = _last_valid(values[..., ::-1], days[::-1])
+    earlier, earlier_day = _last_valid(values, days)
+    filled = values.astype("float32")
+    for step, day in enumerate(days):
+        v0, d0 = earlier[..., step], earlier_day[..., step]
+        v1, d1 = later[..., -1 - step], later_day[..., -1 - step]
+        # At an end both neighbours are the one valid value, and the gap is its distance.
+        v0, v1 = np.where(np.isnan(v0), v1, v0), np.where(np.isnan(v1), v0, v1)
+        d0, d1 = np.where(np.isnan(d0), day, d0), np.where(np.isnan(d1), day, d1)
+        between = v0 + (v1 - v0) * (day - d0) / np.maximum(d1 - d0, 1)
+        is_gap = np.isnan(values[..., step])
+        filled[..., step][is_gap] = np.where(d1 - d0 <= limit, between, np.nan)[is_gap]
+    return filled
+
+
+def _last_valid(values: _Values, days: npt.NDArray[np.float64]) -> tuple[_Values, _Values]:
+    """Return, for every step, the last valid value up to it and its day; NaN before the first."""
+    value, day = np.empty_like(values), np.empty_like(values)
+    last_value = np.full(values.shape[:-1], np.nan, dtype=values.dtype)
+    last_day = last_value.copy()
+    for step, today in enumerate(days):
+        is_valid = np.isfinite(values[..., step])
+        last_value[is_valid] = values[..., step][is_valid]
+        last_day[is_valid] = today
+        value[..., step], day[..., step] = last_value, last_day
+    return value, day

@@ -14,6 +14,7 @@ import rasterio
 from odc.geo.converters import rio_geobox
 from odc.geo.geobox import GeoBox
 from odc.loader import RasterLoadParams, RasterSource, RioDriver, RioReader
+from odc.loader._rio import GDAL_CLOUD_DEFAULTS  # what it captures where the user set nothing
 from rasterio.errors import RasterioError
 from requests.exceptions import RequestException
 
@@ -72,7 +73,8 @@ class AssetDriver(RioDriver):
 
     def capture_env(self) -> dict[str, Any]:
         """Return the GDAL options that travel to the workers; the user's own come first."""
-        return {**_GDAL_HTTP, **super().capture_env()}
+        captured = super().capture_env()
+        return {**_GDAL_HTTP, **(captured if captured != GDAL_CLOUD_DEFAULTS else {})}
 
     def open(self, src: RasterSource, ctx: Any) -> "AssetReader":
         """Return a reader of one asset; nothing is opened before it reads."""

@@ -40,6 +40,17 @@ _TIMEOUT_S = 60
 _PAGE = 250
 _NO_TIME = pd.Timedelta(0)
 _DAY = pd.Timedelta(days=1)
+# What pystac and pystac-client raise for a document that is missing or not STAC.
+_UNREADABLE = (
+    APIError,
+    RequestException,
+    pystac.STACError,
+    pystac.STACTypeError,
+    pystac.RequiredPropertyMissing,
+    OSError,
+    ValueError,
+    KeyError,
+)
 _CONDITIONS: Mapping[str, Callable[[Any, Any], bool]] = {
     "eq": operator.eq,
     "neq": operator.ne,
@@ -91,7 +102,7 @@ def search_items(
         for item in _candidates(query, region, span):
             if _matches(item, query, region, span):
                 found.setdefault(item.id, item)
-    except (APIError, RequestException, pystac.STACError, OSError, ValueError) as cause:
+    except _UNREADABLE as cause:
         msg = (
             f"{query.href} cannot be searched for {query.collection} ({cause}); "
             f"try again later or correct {spec.origin}"

@@ -195,6 +195,9 @@ def test_narrow_deep_models_reproduce_the_golden_vectors(shared, golden):
 @settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 2**16))
 def test_released_ensemble_equals_its_forward_passes(released, seed):
+    """Single precision alone moves one value in 100,000 by more than 1e-6; the mean by 2e-7."""
     arrays = inputs(60, 20, seed)
     found = compile_ensemble(released).predict(*arrays)
-    np.testing.assert_allclose(found, predict_samples(released, rows(*arrays)), rtol=0, atol=1e-6)
+    expected = predict_samples(released, rows(*arrays))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(found.mean(axis=0), expected.mean(axis=0), rtol=0, atol=5e-7)

@@ -1,5 +1,4 @@
 import numpy as np
-import pytest
 
 from smgrid.simulate.soil import describe_soil
 from smgrid.simulate.water_balance import (
@@ -105,14 +104,12 @@ def test_plants_take_water_from_below_and_bare_soil_from_the_surface():
 
 
 def test_drainage_agrees_with_its_equation_in_small_steps():
-    """dW/dt = -24 Ks (W / full) ** n, by 200 000 explicit steps."""
+    """dW/dt = -24 Ks (W / full) ** n, by 50 000 explicit steps."""
     full = SOIL.porosity.astype(np.float64) * SURFACE_DEPTH
     water = 0.95 * full
-    n = 200_000
+    n = 50_000
     for _ in range(n):
         water -= 24.0 * SOIL.conductivity * (water / full) ** SOIL.exponent / n
-        if not np.isfinite(water).all():
-            pytest.fail("the reference is unstable")
     drained = drainage((0.95 * full).astype(np.float32), SOIL, depth=SURFACE_DEPTH)
     np.testing.assert_allclose(0.95 * full - drained, water, rtol=2e-3)
 
