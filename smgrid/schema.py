@@ -1,7 +1,7 @@
 """The variables of smgrid: units, CF names, valid range, kind and packing on disk.
 
-``catalogs/variables.yml`` is the one list; this module reads it, describes DataArrays with it,
-checks Datasets against it and encodes values for the disk.
+``catalogs/variables.yml`` is the one list; this module reads it, describes DataArrays with it and
+checks Datasets against it.
 """
 
 import difflib
@@ -18,6 +18,8 @@ import xarray as xr
 import yaml
 
 from smgrid.errors import SchemaError
+from smgrid.packing import Packing as Packing
+from smgrid.units import find_conversion
 
 Kind = Literal["scene", "series", "static", "label", "map"]
 
@@ -30,60 +32,6 @@ _DIMS: Mapping[Kind, tuple[tuple[str, ...], ...]] = {
 }
 _DIMS_PER_ORBIT = (("relative_orbit",), ("relative_orbit", "y", "x"))
 
-# Spellings of one and the same unit, found in provider files; the value is smgrid's spelling.
-_SPELLINGS: Mapping[str, str] = {
-    "": "1",
-    "dimensionless": "1",
-    "db": "dB",
-    "degrees": "degree",
-    "deg": "degree",
-    "kelvin": "K",
-    "C": "degC",
-    "°C": "degC",
-    "celsius": "degC",
-    "Celsius": "degC",
-    "degree_Celsius": "degC",
-    "degrees_Celsius": "degC",
-    "metre": "m",
-    "meter": "m",
-    "metres": "m",
-    "meters": "m",
-    "m of water equivalent": "m",
-    "mm/day": "mm",
-    "mm d-1": "mm",
-    "mm day-1": "mm",
-    "%": "percent",
-    "g/kg": "g kg-1",
-    "cg/cm3": "cg cm-3",
-    "cg/cm³": "cg cm-3",
-    "g/cm3": "g cm-3",
-    "g/cm³": "g cm-3",
-    "kg/dm3": "g cm-3",
-    "kg/dm³": "g cm-3",
-    "kg dm-3": "g cm-3",
-    "kg/m3": "kg m-3",
-    "kg/m³": "kg m-3",
-    "m3/m3": "m3 m-3",
-    "cm3/cm3": "m3 m-3",
-    "cm3 cm-3": "m3 m-3",
-    "cm**3/cm**3": "m3 m-3",
-    "m**3 m**-3": "m3 m-3",
-}
-
-# (from, to): (factor, offset), exact by the definition of the units. A daily total in kg m-2 is
-# its depth in millimetres at the conventional density of water of 1000 kg m-3.
-_CONVERSIONS: Mapping[tuple[str, str], tuple[float, float]] = {
-    ("degC", "K"): (1.0, 273.15),
-    ("mm", "m"): (1e-3, 0.0),
-    ("cm", "m"): (1e-2, 0.0),
-    ("kg m-2", "m"): (1e-3, 0.0),
-    ("percent", "g kg-1"): (10.0, 0.0),
-    ("g cm-3", "cg cm-3"): (100.0, 0.0),
-    ("kg m-3", "cg cm-3"): (0.1, 0.0),
-    ("percent", "m3 m-3"): (1e-2, 0.0),
-    ("rad", "degree"): (180.0 / np.pi, 0.0),
-}
-
 
 def catalog_folder() -> Path:
     """Return the folder of the YAML files that ship with smgrid.
@@ -93,72 +41,6 @@ def catalog_folder() -> Path:
     package = Path(__file__).resolve().parent
     packaged = package / "catalogs"
     return packaged if packaged.is_dir() else package.parent / "catalogs"
-
-
-@dataclass(frozen=True)
-class Packing:
-    """How a variable is stored: rounded floats, or integers with a scale and a fill value."""
-
-    dtype: str
-    """numpy name of the type on disk."""
-    scale: float | None = None
-    """Physical units per count; ``None`` when counts are the values themselves."""
-    offset: float | None = None
-    """Physical value of count 0."""
-    fill: int | None = None
-    """Count that stands for a missing value; floats use NaN."""
-    mantissa_bits: int | None = None
-    """Explicit mantissa bits that a float keeps; ``None`` keeps all."""
-
-    def encode(self, values: npt.ArrayLike, *, name: str = "values") -> npt.NDArray[Any]:
-        """Return `values` as they are stored.
-
-        Parameters
-        ----------
-        values
-            Physical values; NaN is missing.
-        name
-            What the error message calls them.
-
-        Raises
-        ------
-        SchemaError
-            If an integer type cannot hold a value. Nothing is ever wrapped or clipped.
-
-        Notes
-        -----
-        Integers are ``round((value - offset) / scale)``. Floats keep `mantissa_bits` explicit
-        mantissa bits, rounded to nearest, ties to even: "BitRound" of Kouzmin et al. (2021,
-        doi:10.1038/s43588-021-00156-2) in the family of Zender (2016,
-        doi:10.5194/gmd-9-3199-2016). The relative error is at most ``2**-(mantissa_bits + 1)``.
-        """
-        array = np.asarray(values)
-        if np.dtype(self.dtype).kind == "f":
-            return _round_mantissa(array.astype(self.dtype, copy=False), self.mantissa_bits)
-        return self._to_integers(array, name)
-
-    def _to_integers(self, values: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
-        missing = np.isnan(values)
-        counts = np.where(missing, 0, values).astype("float64")
-        counts = np.rint((counts - (self.offset or 0.0)) / (self.scale or 1.0))
-        limits = np.iinfo(self.dtype)
-        bad = (counts < limits.min) | (counts > limits.max)
-        if self.fill is not None:
-            bad |= (counts == self.fill) & ~missing
-        elif missing.any():
-            msg = f"{name}: a missing value cannot be stored, {self.dtype} has no fill value here"
-            raise SchemaError(msg)
-        if bad.any():
-            msg = (
-                f"{name}: {values[bad].flat[0]} cannot be stored as {self.dtype} "
-                f"(scale {self.scale or 1.0:g}, fill value {self.fill}); "
-                "the value is outside of what the variable can hold, check its units"
-            )
-            raise SchemaError(msg)
-        packed = counts.astype(self.dtype)
-        if self.fill is not None:
-            packed[missing] = self.fill
-        return packed
 
 
 @dataclass(frozen=True)
@@ -317,19 +199,8 @@ def convert_units(da: xr.DataArray, from_units: str, name: str) -> xr.DataArray:
         decides when it is done.
     """
     units = get_variable(name).units
-    stored = _SPELLINGS.get(from_units.strip(), from_units.strip())
-    if stored == units:
-        converted = da.astype("float32")
-    elif (stored, units) in _CONVERSIONS:
-        factor, offset = _CONVERSIONS[stored, units]
-        converted = (da * factor + offset).astype("float32")
-    else:
-        known = sorted(start for start, end in _CONVERSIONS if end == units)
-        msg = (
-            f"{name}: no exact conversion from {from_units!r} to {units!r}; "
-            f"known for {units!r}: {', '.join([units, *known])}"
-        )
-        raise SchemaError(msg)
+    factor, offset = find_conversion(from_units, units, name=name)
+    converted = (da * factor + offset).astype("float32")
     converted.attrs = da.attrs | {"units": units}
     return converted
 
@@ -341,18 +212,3 @@ def _to_variable(name: str, fields: Mapping[str, Any]) -> Variable:
     packing = Packing(**fields["packing"])
     valid_range = fields["valid_range"] and tuple(float(limit) for limit in fields["valid_range"])
     return Variable(name=name, **{**fields, "packing": packing, "valid_range": valid_range})
-
-
-def _round_mantissa(values: npt.NDArray[Any], bits: int | None) -> npt.NDArray[Any]:
-    explicit = np.finfo(values.dtype).nmant
-    if bits is None or bits >= explicit:
-        return values
-    unsigned = values.view(f"u{values.dtype.itemsize}")
-    dropped = unsigned.dtype.type(explicit - bits)
-    one = unsigned.dtype.type(1)
-    # Adding just under half of the last kept bit, plus that bit itself, carries ties to even.
-    half = (one << (dropped - one)) - one
-    rounded = unsigned + half + ((unsigned >> dropped) & one)
-    rounded &= ~((one << dropped) - one)
-    # The carry would turn some NaN patterns into numbers.
-    return np.where(np.isnan(values), values, rounded.view(values.dtype))

@@ -124,9 +124,7 @@ for _tag, _pattern, _first in (
         f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first
     )
 # PyYAML reads a leading zero as octal.
-_CoreLoader.add_constructor(
-    "tag:yaml.org,2002:int", lambda loader, node: int(node.value)
-)
+_CoreLoader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
 
 
 def _index(node: yaml.Node, location: Location) -> Iterator[tuple[Location, int]]:

@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from smgrid.catalog import (
-    CatalogText,
     SourceSpec,
     StacQuery,
     check_options,
@@ -18,6 +17,7 @@ from smgrid.catalog import (
     open_catalog,
     resolve_loader,
 )
+from smgrid.catalogtext import CatalogText
 from smgrid.errors import CatalogError, ConfigError, SourceError
 from smgrid.schema import catalog_folder
 from smgrid.yamltext import check_model, read_yaml
@@ -229,7 +229,7 @@ MISTAKES = {
         r"load_stacs' of radar cannot be imported \(.*no attribute 'load_stacs'",
     ),
     "loader that is no function": (
-        replaced("smgrid.sources.sentinel1:load_stac", "smgrid.catalog:CATALOG_VERSION"),
+        replaced("smgrid.sources.sentinel1:load_stac", "smgrid.catalogtext:CATALOG_VERSION"),
         5,
         r"is not a function",
     ),

@@ -33,11 +33,12 @@ def write_catalog_file(path: Path, *, spacing: float) -> None:
     spacing
         Pixel size of the radar scenes [m].
     """
+    sources = _satellites(spacing) | _others()
     document = {
         "smgrid_catalog": 1,
         "name": "simulated",
         "title": "A simulated world with known soil moisture, in the providers' own formats",
-        "sources": {name: _complete(source) for name, source in _sources(spacing).items()},
+        "sources": {name: _complete(source) for name, source in sources.items()},
     }
     text = yaml.safe_dump(document, sort_keys=False, width=100, allow_unicode=True)
     path.write_text(text, encoding="utf-8")
@@ -47,7 +48,7 @@ def _complete(source: dict[str, Any]) -> dict[str, Any]:
     return source | {"licence": _LICENCE, "note": _NOTE}
 
 
-def _sources(spacing: float) -> dict[str, dict[str, Any]]:
+def _satellites(spacing: float) -> dict[str, dict[str, Any]]:
     return {
         "sentinel-1": {
             "loader": "smgrid.sources.sentinel1:load_stac",
@@ -84,6 +85,18 @@ def _sources(spacing: float) -> dict[str, dict[str, Any]]:
             "native_resolution": 231.65635826,
             "citation": _PHENOLOGY,
         },
+        "smap": {
+            "loader": "smgrid.sources.smap:load_l3",
+            "provides": ["smap_soil_moisture"],
+            "paths": ["smap/SMAP_L3_SM_P_E_*.h5"],
+            "citation": _WATER,
+            "options": {"overpass": "both", "quality": "recommended"},
+        },
+    }
+
+
+def _others() -> dict[str, dict[str, Any]]:
+    return {
         "era5-land": {
             "loader": "smgrid.sources.era5:load",
             "provides": ["t2m", "tp"],
@@ -111,13 +124,6 @@ def _sources(spacing: float) -> dict[str, dict[str, Any]]:
             "assets": {"elevation": "data"},
             "native_resolution": 30.0,
             "citation": _TERRAIN,
-        },
-        "smap": {
-            "loader": "smgrid.sources.smap:load_l3",
-            "provides": ["smap_soil_moisture"],
-            "paths": ["smap/SMAP_L3_SM_P_E_*.h5"],
-            "citation": _WATER,
-            "options": {"overpass": "both", "quality": "recommended"},
         },
     }
 

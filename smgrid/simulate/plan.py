@@ -24,13 +24,10 @@ _TRAIL = pd.Timedelta(days=16)
 _SPIN_UP = pd.Timedelta(days=240)  # simulated and thrown away
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WorldPlan:
     """The parameters of a world; see `smgrid.simulate.simulate_world`."""
 
-    centre: tuple[float, float] | None
-    size_km: float | None
-    bbox: tuple[float, float, float, float] | None
     resolution: float
     spacing: float
     start: str
@@ -38,7 +35,10 @@ class WorldPlan:
     seed: int
     stations: int
     looks: float
-    climate: Climate | None
+    climate: Climate | None = None
+    centre: tuple[float, float] | None = None
+    size_km: float | None = None
+    bbox: tuple[float, float, float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.months != int(self.months) or self.months < 1:

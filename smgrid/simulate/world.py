@@ -1,4 +1,9 @@
-"""A whole world in a folder: simulate once, write every provider's files, keep the truth apart."""
+"""A whole world in a folder: simulate once, write every provider's files, keep the truth apart.
+
+Forcing and static layers are written without error: what a retrieval does not know is speckle,
+roughness, the noise of NDVI, and the state of groundwater and plants. Formulas and their sources
+stand in the modules beside this one and in the world's catalog.
+"""
 
 import json
 import shutil
@@ -96,34 +101,22 @@ def simulate_world(
     Parameters
     ----------
     path
-        Folder of the world. It appears when the world is complete. A world of the same parameters
-        that is there already is returned unchanged.
-    centre
-        Longitude and latitude of the middle of the region [degree].
-    size_km
-        Edge of the region [km].
+        Folder of the world; a world of the same parameters that is there is returned unchanged.
+    centre, size_km
+        Middle (longitude, latitude) [degree] and edge [km] of the region.
     bbox
         (west, south, east, north) [degree]; instead of `centre` and `size_km`.
-    resolution
-        Pixel of the truth [m].
-    spacing
-        Pixel of the Sentinel-1 scenes [m]; the real ones have 10 m.
-    start
-        First day of Sentinel-1, SMAP, stations and truth.
-    months
-        Their length. Weather and NDVI begin 13 months earlier and end 16 days later.
+    resolution, spacing
+        Pixels of the truth and of the Sentinel-1 scenes [m]; the real scenes have 10 m.
+    start, months
+        First day and length of Sentinel-1, SMAP, stations and truth. Weather and NDVI begin 13
+        months earlier and end 16 days later.
     seed
         The same seed and parameters make the same files.
-    stations
-        Number of in-situ stations.
-    looks
-        Equivalent number of looks of the speckle in one pixel.
+    stations, looks
+        Number of in-situ stations, and equivalent number of looks of the speckle in one pixel.
     climate
         What the weather is like; by default plausible for the latitude.
-
-    Returns
-    -------
-    World
 
     Raises
     ------
@@ -131,17 +124,10 @@ def simulate_world(
         A parameter makes no world.
     TemplateMismatchError
         The folder holds something else.
-
-    Notes
-    -----
-    Forcing and static layers are written without error: what a retrieval does not know is speckle,
-    roughness, the noise of NDVI, and the state of groundwater and plants. Formulas and their
-    sources stand in the modules of `smgrid.simulate` and in the catalog.
     """
+    region = {"centre": centre, "size_km": size_km} if bbox is None else {"bbox": bbox}
     plan = WorldPlan(
-        centre=None if bbox else centre,
-        size_km=None if bbox else size_km,
-        bbox=bbox,
+        **region,
         resolution=resolution,
         spacing=spacing,
         start=f"{Period.parse(start).start:%Y-%m-%d}",
@@ -151,13 +137,8 @@ def simulate_world(
         looks=looks,
         climate=climate,
     )
-    folder = Path(path)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        check_same(folder, plan)
-    else:
-        with _whole_folder(folder) as partial:
-            _write_world(partial, plan)
-    return _describe(folder, plan)
+    _ensure_world(Path(path), plan)
+    return _describe(Path(path), plan)
 
 
 def open_world(path: str | PathLike[str]) -> World:
@@ -172,6 +153,14 @@ def open_world(path: str | PathLike[str]) -> World:
     if plan is None:
         raise StoreError(f"{path}: holds no simulated world of this version; run simulate_world")
     return _describe(Path(path), plan)
+
+
+def _ensure_world(folder: Path, plan: WorldPlan) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        check_same(folder, plan)
+        return
+    with _whole_folder(folder) as partial:
+        _write_world(partial, plan)
 
 
 def _describe(folder: Path, plan: WorldPlan) -> World:

@@ -15,9 +15,9 @@ from smgrid.catalog import SourceSpec, check_options
 from smgrid.errors import CatalogError, GridError
 from smgrid.grid import grid_coords, iter_tiles, pad_grid, require_north_up
 from smgrid.resample import area_average
-from smgrid.schema import check_range, describe
+from smgrid.schema import check_range, convert_units, describe
 from smgrid.sources.bilinear import Sampling, bilinear
-from smgrid.sources.options import take_native_resolution
+from smgrid.sources.options import take_native_resolution, take_units
 from smgrid.sources.raster import open_native
 from smgrid.sources.window import pixel_metres
 from smgrid.windows import Period
@@ -39,7 +39,7 @@ def load(spec: SourceSpec, grid: GeoBox, period: Period, *, chunks: int = 512) -
     Parameters
     ----------
     spec
-        ``stac``, or ``assets.elevation``: a file or URL; heights in metres.
+        ``stac``, or ``assets.elevation``: a file or URL; ``units`` of the heights, default m.
         ``native_resolution`` is the spacing of the heights [m].
     grid
         Target in a projected CRS in metres.
@@ -145,8 +145,10 @@ def _open_elevation(spec: SourceSpec, fine: GeoBox) -> xr.DataArray:
     to the finest spacing present before anything else, so that interpolation sees across the
     borders between the spacings.
     """
+    units = take_units(spec, "elevation", default="m")
     native = sorted(
-        open_native(spec, "elevation", fine), key=lambda da: float(da.odc.geobox.resolution.x)
+        (convert_units(da, units, "elevation") for da in open_native(spec, "elevation", fine)),
+        key=lambda da: float(da.odc.geobox.resolution.x),
     )
     lattice = native[0].odc.geobox
     return reduce(lambda merged, da: merged.fillna(bilinear(da, lattice)), native)

@@ -18,7 +18,8 @@ from odc.loader._rio import GDAL_CLOUD_DEFAULTS  # what it captures where the us
 from rasterio.errors import RasterioError
 from requests.exceptions import RequestException
 
-from smgrid.catalog import Signing, SourceSpec, is_url
+from smgrid.catalog import SourceSpec, is_url
+from smgrid.catalogtext import Signing
 from smgrid.errors import CatalogError, SourceError
 
 # GDAL retries nothing by default and waits for ever. ALL includes dropped connections.

@@ -170,7 +170,6 @@ def load_items(
     assets: Mapping[str, str],
     groups: Mapping[str, int],
     chunks: int,
-    resampling: str = "nearest",
 ) -> xr.Dataset:
     """Return the pixels of items, those of one group mosaicked, lazily.
 
@@ -181,15 +180,13 @@ def load_items(
     items
         From `search_items`.
     geobox
-        Where; on the items' own lattice (see `split_by_lattice`) the pixels are exact copies.
+        Where, on the items' own lattice (see `split_by_lattice`): the pixels are exact copies.
     assets
         Variable -> asset key.
     groups
         Item id -> group; where slices of a group overlap, the first by time and id wins.
     chunks
         Tile edge [pixels of `geobox`].
-    resampling
-        GDAL's name of the method for other lattices. Overviews are never read.
 
     Returns
     -------
@@ -213,7 +210,7 @@ def load_items(
             groupby=lambda item, parsed, index: groups[item.id],
             dtype="float32",
             nodata=float("nan"),
-            resampling=resampling,
+            resampling="nearest",
             use_overviews=False,
             fail_on_error=True,
             chunks={"y": chunks, "x": chunks},

@@ -222,7 +222,7 @@ def _to_dataset(
     )
     ds.attrs = {
         "references": "doi:10.5194/hess-25-5749-2021",
-        "stations_without_good_readings": silent,
+        "stations_without_good_readings": ", ".join(silent),
     }
     return ds
 

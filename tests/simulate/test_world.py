@@ -17,6 +17,16 @@ from smgrid.simulate.weather import climate_at, make_weather
 
 TINY = {"size_km": 2, "resolution": 500, "spacing": 100, "months": 1, "stations": 2}
 
+PLAN = {
+    "resolution": 100,
+    "spacing": 20,
+    "start": "2022-01-01",
+    "months": 1,
+    "seed": 0,
+    "stations": 1,
+    "looks": 4.4,
+}
+
 
 def digests(folder):
     return {
@@ -104,7 +114,7 @@ def test_periods(world):
 
 @pytest.mark.parametrize("centre", [(105.9, 20.4), (146.1, -34.7), (25.0, 67.0), (179.9, 0.2)])
 def test_the_region_is_a_square_about_the_centre(centre):
-    plan = WorldPlan(centre, 7, None, 100, 20, "2022-01-01", 1, 0, 1, 4.4, None)
+    plan = WorldPlan(centre=centre, size_km=7, **PLAN)
     grid = plan.grid()
     assert grid.shape == (70, 70)
     assert grid.boundingbox.left % 100 == 0
@@ -126,9 +136,7 @@ def test_a_world_in_the_tropics_far_from_greenwich(tmp_path):
 
 
 def test_a_box_makes_a_grid_that_covers_it():
-    plan = WorldPlan(
-        None, None, (4.0, 51.0, 4.05, 51.03), 100, 20, "2022-01-01", 1, 0, 1, 4.4, None
-    )
+    plan = WorldPlan(bbox=(4.0, 51.0, 4.05, 51.03), **PLAN)
     grid = plan.grid()
     west, south, east, north = bounds_in(grid, "EPSG:4326")
     assert west <= 4.0

@@ -246,10 +246,15 @@ def test_other_mistakes(tmp_path):
         load(spec(path, native_resolution=0.0), GRID, PERIOD)
     with pytest.raises(NoDataError, match="they do not overlap"):
         load(spec(path), utm_grid((4, 4), 100, left=600_000), PERIOD)
-    heights = rough(NATIVE) * 100
-    metres = load_source(spec(write_cog(tmp_path / "cm.tif", heights, NATIVE)), GRID, PERIOD)
+
+
+def test_units_of_the_heights(tmp_path):
+    path = write_cog(tmp_path / "cm.tif", rough(NATIVE) * 100, NATIVE)
     with pytest.raises(SchemaError, match="elevation in the digital elevation model"):
-        metres.compute()
+        load_source(spec(path), GRID, PERIOD).compute()
+    ds = load_source(spec(path, units={"elevation": "cm"}), GRID, PERIOD)
+    expected = load_source(spec(write_cog(tmp_path / "m.tif", rough(NATIVE), NATIVE)), GRID, PERIOD)
+    np.testing.assert_allclose(ds["slope"].values, expected["slope"].values, atol=1e-3)
 
 
 @pytest.mark.shared

@@ -34,7 +34,7 @@ def scene(name="vv", *, grid=GRID, times=("2024-03-01", "2024-03-02")):
 
 
 def static(name="sand"):
-    data = dask.array.full(GRID.shape, 350, dtype="float32")
+    data = dask.array.full(tuple(GRID.shape), 350, dtype="float32")
     da = xr.DataArray(data, dims=("y", "x"), coords=grid_coords(GRID))
     return schema.describe(da, name).to_dataset()
 

@@ -141,14 +141,18 @@ def test_passes_of_one_day_stay_apart_and_slices_of_one_pass_are_joined(tmp_path
     assert np.isfinite(ds["vv"].values).all()
 
 
-def test_a_pass_counts_on_the_day_when_it_starts(tmp_path):
+def test_a_pass_counts_with_all_its_slices_on_the_day_when_it_starts(tmp_path):
+    left, right = fine_geobox()[:, :30], fine_geobox()[:, 30:]
     items = [
         write_scene(tmp_path, "a", "2024-02-29T23:59:50"),
         write_scene(tmp_path, "b", "2024-03-01T00:00:15"),
-        write_scene(tmp_path, "c", "2024-03-12T23:59:50"),
+        write_scene(tmp_path, "c", "2024-03-31T23:59:50", geobox=left),
+        write_scene(tmp_path, "d", "2024-04-01T00:00:15", geobox=right),
     ]
-    times = open_scenes(tmp_path, *items)["time"].values
-    assert times.astype("datetime64[s]").astype(str).tolist() == ["2024-03-12T23:59:50"]
+    ds = open_scenes(tmp_path, *items).compute()
+    times = ds["time"].values.astype("datetime64[s]").astype(str)
+    assert times.tolist() == ["2024-03-31T23:59:50"]
+    assert np.isfinite(ds["vv"].values).all()
 
 
 def test_result_is_lazy_with_one_tile_of_pixels_per_tile_of_cells(tmp_path):

@@ -346,3 +346,15 @@ def test_an_api_that_stays_away_is_named(monkeypatch):
     message = r"http://127\.0\.0\.1:9 cannot be searched for s1 .* correct test\.yml, line 1"
     with pytest.raises(SourceError, match=message):
         search_items(stac_spec("http://127.0.0.1:9"), GRID, PERIOD)
+
+
+def test_lattices_of_recorded_items(shared):
+    folder = shared / "data" / "real" / "stac_responses" / "planetary_computer"
+    documents = json.loads((folder / "search_items_sentinel-1-rtc.json").read_text())
+    documents = documents if isinstance(documents, list) else documents["features"]
+    items = [pystac.Item.from_dict(document) for document in documents]
+    lattices = split_by_lattice(stac_spec("nowhere"), items, ["vv", "vh"])
+    assert sum(len(members) for _, members in lattices) == len(items) > 1
+    for geobox, _ in lattices:
+        assert geobox.resolution.xy == (10, -10)
+        assert geobox.crs.epsg // 100 == 326

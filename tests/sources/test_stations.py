@@ -82,7 +82,7 @@ def test_period_fixes_the_calendar_and_silent_stations_are_named(tmp_path):
     ds = open_stations(tmp_path, period=("2024-01-01", "2024-01-03"))
     assert ds["station"].values.tolist() == ["A"]
     assert ds.sizes["time"] == 3
-    assert ds.attrs["stations_without_good_readings"] == ["NET/B", "NET/C"]
+    assert ds.attrs["stations_without_good_readings"] == "NET/B, NET/C"
     with pytest.raises(NoDataError, match="from 2025-01-01 to 2025-12-31"):
         open_stations(tmp_path, period="2025")
 
