@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from smgrid.catalog import open_catalog
     from smgrid.cube.build import load_cube
     from smgrid.cube.inspect import inspect
-    from smgrid.cube.store import open_cube, write_cube
+    from smgrid.cube.store import open_cube, open_map, write_cube
     from smgrid.features.layout import FeatureLayout, get_layout
     from smgrid.grid import ease_grid, make_grid
     from smgrid.inference.predict import predict
@@ -30,7 +30,7 @@ _HOME = {
     "smgrid.catalog": ("open_catalog",),
     "smgrid.cube.build": ("load_cube",),
     "smgrid.cube.inspect": ("inspect",),
-    "smgrid.cube.store": ("open_cube", "write_cube"),
+    "smgrid.cube.store": ("open_cube", "open_map", "write_cube"),
     "smgrid.features.layout": ("FeatureLayout", "get_layout"),
     "smgrid.grid": ("ease_grid", "make_grid"),
     "smgrid.inference.predict": ("predict",),
@@ -61,6 +61,7 @@ __all__ = [  # noqa: RUF022
     "make_grid",
     "open_catalog",
     "open_cube",
+    "open_map",
     "open_stations",
     "predict",
     "predict_samples",

@@ -24,7 +24,7 @@ from smgrid.catalogtext import (
     Signing,
     SourceText,
 )
-from smgrid.errors import CatalogError, SourceError
+from smgrid.errors import CatalogError, MissingDependencyError, SourceError
 from smgrid.schema import catalog_folder, load_variables
 from smgrid.yamltext import Location, YamlText, check_model, read_yaml, suggest
 
@@ -170,20 +170,39 @@ def is_url(path: str) -> bool:
 
 
 def resolve_loader(spec: SourceSpec) -> Callable[..., Any]:
-    """Return the function that ``spec.loader`` names; CatalogError if there is none."""
+    """Return the function that ``spec.loader`` names.
+
+    Raises
+    ------
+    CatalogError
+        If there is none.
+    MissingDependencyError
+        If it needs a package that is not installed.
+    """
     module_name, _, function_name = spec.loader.partition(":")
     try:
         loader = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, ValueError) as cause:
+    except ModuleNotFoundError as cause:
+        if not cause.name or f"{module_name}.".startswith(f"{cause.name}."):
+            raise _no_loader(spec, cause) from cause
         msg = (
-            f"{spec.origin}: the loader {spec.loader!r} of {spec.name} cannot be imported "
-            f"({cause}); write package.module:function and install its package"
+            f"{spec.origin}: the loader {spec.loader!r} of {spec.name} needs the package "
+            f"{cause.name!r}, which is not installed; install it, or remove this source"
         )
-        raise CatalogError(msg) from cause
+        raise MissingDependencyError(msg) from cause
+    except (ImportError, AttributeError, ValueError) as cause:
+        raise _no_loader(spec, cause) from cause
     if not callable(loader):
         msg = f"{spec.origin}: the loader {spec.loader!r} of {spec.name} is not a function"
         raise CatalogError(msg)
     return loader  # type: ignore[no-any-return]
+
+
+def _no_loader(spec: SourceSpec, cause: Exception) -> CatalogError:
+    return CatalogError(
+        f"{spec.origin}: the loader {spec.loader!r} of {spec.name} cannot be imported "
+        f"({cause}); write package.module:function and install its package"
+    )
 
 
 def check_options(spec: SourceSpec, *known: str) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -23,7 +24,7 @@ from rich.progress import (
 from rich.table import Table
 
 from smgrid import __version__
-from smgrid.errors import ConfigError, SmgridError
+from smgrid.errors import ConfigError, SmgridError, StoreError
 
 if TYPE_CHECKING:  # heavy; a command imports what it needs, so that --help is quick
     from smgrid.cube.store import Progress as UnitProgress
@@ -49,7 +50,8 @@ def main() -> None:
     try:
         app()
     except SmgridError as error:
-        _err.print(f"[bold red]error:[/] {error}", highlight=False)
+        text = f"[bold red]error:[/] {escape(str(error))}"
+        _err.print(text, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
 
 
@@ -239,14 +241,41 @@ def map_(
     Example: smgrid map cube.zarr --ensemble densesm-9km --out soil_moisture.zarr
     """
     from smgrid.cube.store import open_cube, write_cube
+    from smgrid.inference.coverage import require_values
     from smgrid.inference.predict import predict
     from smgrid.models.bundle import load_ensemble
 
     cube = open_cube(store)
-    sm = predict(cube, load_ensemble(ensemble), as_of=as_of, window=window)
+    model = load_ensemble(ensemble)
+    sm = predict(cube, model, as_of=as_of, window=window)
+    require_values(sm, cube, layout=model.layout)
     with _bar() as bar:
         report = write_cube(sm, out, progress=_Units(bar))
     _print_report(out, report)
+
+
+@app.command()
+def plot(
+    store: Annotated[Path, typer.Argument(help="Map that smgrid wrote.")],
+    out: Annotated[Path, typer.Option(help="PNG file to write.")],
+    date: Annotated[str | None, typer.Option(help="Show the acquisition nearest to it.")] = None,
+    cube: Annotated[
+        Path | None, typer.Option(help="Cube of the map, to draw the rain beside it.")
+    ] = None,
+) -> None:
+    """Draw a map, its spread, and the mean of the region over time.
+
+    Example: smgrid plot soil_moisture.zarr --cube cube.zarr --out soil_moisture.png
+    """
+    from smgrid.cube.store import open_cube, open_map
+    from smgrid.export.plot import mean_rain, plot_overview
+
+    sm = open_map(store)
+    if "soil_moisture" not in sm.data_vars:
+        raise StoreError(f"{store} has no soil_moisture to draw; give the store of a map")
+    rain = None if cube is None else mean_rain(open_cube(cube), sm)
+    plot_overview(sm, out, date=date, rain=rain)
+    _out.print(str(out))
 
 
 @app.command()
@@ -259,11 +288,16 @@ def inspect(
     """
     from smgrid.cube.inspect import inspect as inspect_store
 
-    _out.print(str(inspect_store(store)), highlight=False)
+    _say(str(inspect_store(store)))
 
 
 def _print_report(store: Path, report: "WriteReport") -> None:
-    _out.print(f"{store}: {report.written} of {report.total} units written now, complete")
+    _say(f"{store}: {report.written} of {report.total} units written now, complete")
+
+
+def _say(text: str) -> None:
+    """Print paths and lists as they are: brackets are no markup, long lines stay whole."""
+    _out.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_rows(rows: list[dict[str, str]], title: str) -> None:

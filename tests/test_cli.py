@@ -16,7 +16,7 @@ def run(*args, cwd=None):
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("command", ["demo", "build", "train", "map", "inspect"])
+@pytest.mark.parametrize("command", ["demo", "build", "train", "map", "plot", "inspect"])
 def test_help_of_every_command_has_an_example(command):
     result = runner.invoke(app, [command, "--help"])
     assert result.exit_code == 0
@@ -41,8 +41,10 @@ def test_help_loads_neither_torch_nor_xarray():
     [
         (["build", "c.zarr", "--period", "2024-01-01", "2025-03-01"], 2, "bbox"),
         (
-            ["build", "c.zarr", "--bbox", 5, 50, 5.1, 50.1, "--period", "2024-01-01", "2025-03-01"]
-            + ["--catalog", "nowhere.yml"],
+            [
+                *["build", "c.zarr", "--bbox", 5, 50, 5.1, 50.1, "--catalog", "nowhere.yml"],
+                *["--period", "2024-01-01", "2025-03-01"],
+            ],
             2,
             "nowhere.yml",
         ),

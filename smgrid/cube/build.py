@@ -1,5 +1,6 @@
 """Sources become one lazy cube: every variable on its nested grid, checked against the schema."""
 
+import json
 from collections.abc import Iterable
 from os import PathLike
 from typing import Any
@@ -116,9 +117,17 @@ def _with_source(ds: xr.Dataset, spec: SourceSpec) -> xr.Dataset:
     """Record on each variable where it came from."""
     for name in ds.data_vars:
         ds[name].attrs.setdefault("source", spec.name)
+        ds[name].attrs.setdefault("source_settings", _settings(spec))
         if spec.licence:
             ds[name].attrs.setdefault("license", spec.licence)
     return ds
+
+
+def _settings(spec: SourceSpec) -> str:
+    """Tell what decides the values besides the files: a store of another entry is another one."""
+    names = ("loader", "units", "scale", "offset", "nodata", "convention", "crs", "options")
+    stated = {name: getattr(spec, name) for name in names if getattr(spec, name) not in (None, {})}
+    return json.dumps(stated, sort_keys=True, default=str)
 
 
 def _merge_base(parts: list[xr.Dataset]) -> dict[str, xr.Dataset]:

@@ -32,9 +32,9 @@ from smgrid.cube.storage import (
 from smgrid.cube.template import make_template
 from smgrid.cube.tiling import DEFAULT_SHARD, Index, PendingUnits, UnitSet, dates_of
 from smgrid.cube.writing import UnitError, build_flags, compute_flags
-from smgrid.errors import IncompleteStoreError, SmgridError, StoreError
+from smgrid.errors import IncompleteStoreError, SchemaError, SmgridError, StoreError
 
-__all__ = ["Progress", "ProgressFunction", "WriteReport", "open_cube", "write_cube"]
+__all__ = ["Progress", "ProgressFunction", "WriteReport", "open_cube", "open_map", "write_cube"]
 
 _PARTIAL = ".partial"  # what a killed process leaves of the file that it was writing
 
@@ -151,6 +151,23 @@ def open_cube(
     return xr.DataTree.from_dict({f"/{name}": ds for name, ds in groups.items()})
 
 
+def open_map(path: StorePath) -> xr.Dataset:
+    """Open a store that holds a single grid, such as a soil-moisture map; see `open_cube`.
+
+    Raises
+    ------
+    StoreError
+        The store holds a cube of nested grids, or is none or incomplete.
+    """
+    opened = open_cube(path)
+    if isinstance(opened, xr.Dataset):
+        return opened
+    raise StoreError(
+        f"{normalise_path(path)} holds a cube of the grids {', '.join(opened.children)}, expected "
+        "a map on one grid; open it with open_cube"
+    )
+
+
 def _groups(data: xr.DataTree | xr.Dataset) -> dict[str, xr.Dataset]:
     if isinstance(data, xr.Dataset):
         return {"": data}
@@ -176,7 +193,7 @@ def _write_pending(
         msg = (
             f"{'one of ' if len(units) > 1 else ''}{'; '.join(units) or record.path}: "
             f"{_reason(error, record.path)}. {counter.written} of {len(pending)} pending units "
-            "were written; write again to resume"
+            f"were written; {_cure(error)}"
         )
         kind = type(error) if isinstance(error, SmgridError) else StoreError
         raise kind(msg) from error
@@ -198,6 +215,12 @@ def _reason(error: BaseException, path: str) -> str:
     if isinstance(error, SmgridError):
         return str(error)
     return f"{type(error).__name__}: {error}"
+
+
+def _cure(error: BaseException) -> str:
+    if isinstance(error, SchemaError):
+        return "others may be wrong as well, so write to a new path when the input is corrected"
+    return "write again to resume"
 
 
 def _what_is_missing(record: StoreRecord, pending: int) -> str:

@@ -45,6 +45,7 @@ _DESCRIPTIVE = frozenset(
     | {"date_created", "date_modified"}
 )
 _KINDS = "fiub"
+_HASH = ".sha256"
 
 
 @dataclass(frozen=True)
@@ -157,10 +158,15 @@ def digest_of(record: Mapping[str, Any]) -> str:
 def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """Return in words what differs between the record of a store and that of a write."""
     old, new = _flatten(stored), _flatten(wanted)
+    keys = [
+        key for key in sorted(old.keys() | new.keys()) if old.get(key, ...) != new.get(key, ...)
+    ]
+    # A hash says nothing to people where size or ends of the same coordinate say more.
+    told = {key.rpartition(".")[0] for key in keys if not key.endswith(_HASH)}
     return [
         f"{key}: the store has {_shown(old, key)}, this write {_shown(new, key)}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key, ...) != new.get(key, ...)
+        for key in keys
+        if not (key.endswith(_HASH) and key.removesuffix(_HASH) in told)
     ]
 
 

@@ -23,8 +23,8 @@ from smgrid.sources.window import pixel_metres
 from smgrid.windows import Period
 
 _TERRAIN = ("elevation", "slope", "aspect_sin", "aspect_cos")
-# Fine pixels around a tile: one for the 3 x 3 window, one to spare.
-_HALO = 2
+# Fine pixels around a tile: one for the 3 x 3 window, two that a missing one is continued from.
+_HALO = 3
 # Fine pixels along the edge of one unit of work, which bounds its memory to about 0.5 GB.
 _MAX_EDGE = 2048
 # Gradient [m/m] below which a pixel is flat and has no aspect: 1 mm in 1 km, rounding noise.
@@ -64,11 +64,12 @@ def load(spec: SourceSpec, grid: GeoBox, period: Period, *, chunks: int = 512) -
     -----
     Heights are interpolated bilinearly onto a lattice of `factor` x `factor` fine pixels per cell,
     ``factor = round(resolution / native_resolution)``, at least 1. Gradients there are those of
-    Horn (1981, doi:10.1109/PROC.1981.11918). A cell's values are means over its fine pixels:
-    of height, of slope in degrees, and of sine and cosine of aspect, the direction in which the
-    ground falls, clockwise from grid north. Flat fine pixels add 0 to both components. A cell
-    with fewer than half of its fine pixels is NaN. Every tile computes its own margin, so the
-    result does not depend on the tiles.
+    Horn (1981, doi:10.1109/PROC.1981.11918); beside missing heights the surface is continued
+    linearly, see `continue_surface`. A cell's values are means over its fine pixels: of height, of
+    slope in degrees, and of sine and cosine of aspect, the direction in which the ground falls,
+    clockwise from grid north. Flat fine pixels add 0 to both components. A cell with fewer than
+    half of its fine pixels is NaN. Every tile computes its own margin, so the result does not
+    depend on the tiles.
     """
     del period
     check_options(spec)
@@ -120,6 +121,33 @@ def compute_gradient(
     eastward[1:-1, 1:-1] = (along_y[:, 2:] - along_y[:, :-2]) / (8.0 * width) + hole
     northward[1:-1, 1:-1] = (along_x[:-2] - along_x[2:]) / (8.0 * height) + hole
     return eastward, northward
+
+
+def continue_surface(elevation: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return heights continued by one pixel into missing ones, so that the last have a slope.
+
+    Parameters
+    ----------
+    elevation
+        Heights (y, x) [m]; NaN is missing.
+
+    Notes
+    -----
+    Linear from the two nearest heights of the row, then of the column; the mean where both sides
+    offer one. At the end of a model this is what gdaldem does with ``-compute_edges``.
+    """
+    along_rows = _continue_rows(elevation)
+    return _continue_rows(along_rows.T).T
+
+
+def _continue_rows(z: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    from_west, from_east = np.full(z.shape, np.nan), np.full(z.shape, np.nan)
+    from_west[:, 2:] = 2 * z[:, 1:-1] - z[:, :-2]
+    from_east[:, :-2] = 2 * z[:, 1:-1] - z[:, 2:]
+    count = np.isfinite(from_west).astype("float64") + np.isfinite(from_east)
+    total = np.nan_to_num(from_west) + np.nan_to_num(from_east)
+    continued = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return np.where(np.isnan(z), continued, z)
 
 
 def _require_metric(grid: GeoBox) -> None:
@@ -190,7 +218,11 @@ def _compute_terrain(
     z = sampling.interpolate(heights)
     check_range(z, "elevation", where="the digital elevation model")
     fine = sampling.grid[sampling.window]
-    eastward, northward = compute_gradient(z, width=fine.resolution.x, height=-fine.resolution.y)
+    surface = continue_surface(z)
+    eastward, northward = (
+        np.where(np.isnan(z), np.nan, part)
+        for part in compute_gradient(surface, width=fine.resolution.x, height=-fine.resolution.y)
+    )
     steepness = np.hypot(eastward, northward)
     is_flat = steepness < _FLAT
     divisor = np.where(is_flat, 1.0, steepness)

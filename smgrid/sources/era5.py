@@ -12,9 +12,9 @@ import xarray as xr
 from odc.geo.geobox import GeoBox
 
 from smgrid.catalog import SourceSpec, check_options, find_files
-from smgrid.errors import CatalogError, NoDataError, SourceError
+from smgrid.errors import CatalogError, NoDataError, SchemaError, SourceError
 from smgrid.resample import nearest
-from smgrid.schema import convert_units, describe
+from smgrid.schema import convert_units, describe, get_variable
 from smgrid.sources.checks import checked
 from smgrid.sources.gridded import concat_time, open_gridded, tidy
 from smgrid.sources.options import (
@@ -24,6 +24,7 @@ from smgrid.sources.options import (
     take_units,
 )
 from smgrid.sources.window import crop
+from smgrid.units import find_conversion
 from smgrid.windows import Period
 
 # Distance up to which the nearest native pixel stands for a cell [native pixels]: a pixel beyond
@@ -72,7 +73,8 @@ def load(spec: SourceSpec, grid: GeoBox, period: Period, *, chunks: int = 512) -
     SourceError, NoDataError
         If a file cannot be read, is not what the entry says, or does not cover region or period.
     SchemaError
-        If units are unknown; when reading, if values are physically impossible.
+        If units are unknown or contradict those that a file states; when reading, if values are
+        physically impossible.
 
     Notes
     -----
@@ -98,7 +100,7 @@ def load(spec: SourceSpec, grid: GeoBox, period: Period, *, chunks: int = 512) -
         daily = convert_units(daily.rename(time="date"), take_units(spec, name), name)
         if name == "tp":
             daily = daily.where((daily >= 0) | (daily < -_PACKING_NOISE) | daily.isnull(), 0)
-        daily = checked(daily, name, where=spec.name)
+        daily = checked(daily, name, where=f"{spec.name} ({spec.origin})")
         cells = nearest(daily, grid, tolerance=_TOLERANCE, chunks=chunks)
         series[name] = describe(cells, name)
     return xr.Dataset(series)
@@ -162,6 +164,7 @@ def _open(spec: SourceSpec, name: str, grid: GeoBox, period: Period) -> xr.DataA
         raise SourceError(msg)
     parts = []
     for ds in files:
+        _check_stated_units(spec, name, ds[stored])
         part = tidy(
             ds[stored],
             ds,
@@ -181,6 +184,28 @@ def _open(spec: SourceSpec, name: str, grid: GeoBox, period: Period) -> xr.DataA
         )
         raise NoDataError(msg)
     return _to_units(spec, name, whole)
+
+
+def _check_stated_units(spec: SourceSpec, name: str, da: xr.DataArray) -> None:
+    """Refuse units that contradict the file's own: metres taken for millimetres look like drought.
+
+    What a file calls its units does not count where the catalog scales its values.
+    """
+    stated = da.attrs.get("units")
+    if stated is None or name in spec.scale or name in spec.offset:
+        return
+    units, taken = get_variable(name).units, take_units(spec, name)
+    try:
+        found = find_conversion(str(stated), units, name=name)
+    except SchemaError:
+        return  # not a unit that smgrid knows: the catalog has the say
+    if found != find_conversion(taken, units, name=name):
+        path = da.encoding.get("source", spec.name)
+        msg = (
+            f"{path}: {da.name} is in {stated!r} by its own attributes, but in {taken!r} by units "
+            f"of {spec.name} ({spec.origin}); correct units.{name} there, or the file"
+        )
+        raise SchemaError(msg)
 
 
 def _to_units(spec: SourceSpec, name: str, da: xr.DataArray) -> xr.DataArray:

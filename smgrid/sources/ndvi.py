@@ -178,7 +178,7 @@ def _usable_ndvi(spec: SourceSpec, loaded: xr.Dataset) -> xr.DataArray:
     if "reliability" in loaded:
         accepted = take_integers(spec, "accept_reliability", default=_ACCEPTED)
         ndvi = ndvi.where(loaded["reliability"].isin(accepted))
-    return checked(ndvi.astype("float32"), "ndvi", where=spec.name)
+    return checked(ndvi.astype("float32"), "ndvi", where=f"{spec.name} ({spec.origin})")
 
 
 def _finish(

@@ -32,6 +32,8 @@ _EDGE = 1024
 
 # What a mask says of a pixel: to be used, perhaps to be used, cloud or its shadow, not to be used.
 _CLEAR, _DOUBTFUL, _CLOUD, _UNUSABLE = range(4)
+# Share of a cell that must be clear: NDVI varies less within a field than clouds take from it.
+_CLEAR_SHARE = 0.25
 # Share of a cell in cloud from which its doubtful pixels are taken for cloud as well.
 _CLOUDY_CELL = 0.1
 
@@ -117,8 +119,11 @@ def open_clear_ndvi(
     )
     rank = nearest(rank, red.odc.geobox).assign_coords(y=red["y"], x=red["x"])
     ndvi = ((nir - red) / (nir + red)).where(_is_plausible(red) & _is_plausible(nir))
-    is_finer = pixel_metres(grid) < pixel_metres(red.odc.geobox)
-    to_cells = partial(nearest if is_finer else area_average, grid=grid, chunks=chunks)
+    if pixel_metres(grid) < pixel_metres(red.odc.geobox):
+        to_cells = partial(nearest, grid=grid, chunks=chunks)
+    else:
+        average = partial(area_average, min_coverage=_CLEAR_SHARE)
+        to_cells = partial(average, grid=grid, chunks=chunks)
     certain = to_cells(ndvi.where(rank == _CLEAR))
     if coding != "sentinel2-scl":
         return certain

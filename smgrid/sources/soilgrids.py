@@ -55,7 +55,8 @@ def load(spec: SourceSpec, grid: GeoBox, period: Period, *, chunks: int = 512) -
     variables = {}
     for name in spec.provides:
         (stored,) = open_native(spec, name, grid)
-        soil = checked(convert_units(stored, take_units(spec, name), name), name, where=spec.name)
+        soil = convert_units(stored, take_units(spec, name), name)
+        soil = checked(soil, name, where=f"{spec.name} ({spec.origin})")
         resample = nearest if is_finer else area_average
         variables[name] = describe(resample(soil, grid, chunks=chunks), name)
     return xr.Dataset(variables)

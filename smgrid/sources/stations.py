@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from smgrid.errors import NoDataError, SourceError
+from smgrid.errors import NoDataError, SchemaError, SourceError
 from smgrid.windows import Period
 
 DEPTH_TOLERANCE = 0.001
@@ -86,6 +86,8 @@ def open_stations(
         If no station has a good reading in the layer and period.
     SourceError
         If the archive does not exist or a file is not in a known layout.
+    SchemaError
+        If a good reading is outside 0..1.
 
     Notes
     -----
@@ -120,6 +122,8 @@ def _read_sensors(
     for name, text in _read_files(path, depth):
         try:
             yield _parse(name, text, quality, days)
+        except SchemaError as cause:
+            raise SchemaError(f"{path}: {name}: {cause}") from cause
         except (ValueError, IndexError, pd.errors.ParserError) as cause:
             msg = (
                 f"{path}: {name} is neither in the CEOP nor in the header + values layout of ISMN "
@@ -197,8 +201,11 @@ def _good_readings(
         inside = (readings.index >= days.start) & (readings.index < days.end + pd.Timedelta(1, "D"))
         readings = readings[inside]
     if ((readings < 0) | (readings > 1)).any():
-        msg = f"a good reading is {readings.min():g} or {readings.max():g}, expected 0 to 1 m3 m-3"
-        raise ValueError(msg)
+        msg = (
+            f"good readings run from {readings.min():g} to {readings.max():g}, expected 0 to 1 "
+            "m3 m-3 as in every ISMN archive; divide per cent by 100"
+        )
+        raise SchemaError(msg)
     return readings
 
 

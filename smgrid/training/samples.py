@@ -14,7 +14,7 @@ import pandas as pd
 import xarray as xr
 import xbatcher
 
-from smgrid.errors import ConfigError, NoDataError
+from smgrid.errors import ConfigError, NoDataError, SchemaError
 from smgrid.features.assemble import Block, BlockFeatures, FloatArray, SeriesBlock, block_features
 from smgrid.features.inputs import AsOf, Cube, ModelInputs, model_inputs
 from smgrid.features.layout import FeatureLayout
@@ -93,6 +93,13 @@ def stream_samples(
     ------
     Samples
         Only pixels with a label in 0-0.7 m3 m-3, every input and a complete window.
+
+    Raises
+    ------
+    ConfigError
+        The labels lie on other pixels than the cube or state other units.
+    SchemaError
+        When a block is read, if a label is above 1 m3 m-3.
     """
     inputs = model_inputs(cube, layout, as_of=as_of)
     _check_labels(labels, inputs)
@@ -178,9 +185,18 @@ def _blocks(
     for number in rng.permutation(len(generator)):
         block = generator[int(number)]
         labelled = block["label"].values[0]
+        _refuse_per_cent(labelled)
         labelled = np.where(_usable(labelled), labelled, np.nan)
         if np.isfinite(labelled).any():
             yield _block_samples(block, labelled, inputs)
+
+
+def _refuse_per_cent(label: FloatArray) -> None:
+    if (label > 1).any():
+        raise SchemaError(
+            f"labels: found {label[label > 1][0]:g}, expected 0 to 1 m3 m-3; if they are per cent "
+            "divide them by 100"
+        )
 
 
 def _usable(label: FloatArray) -> BoolArray:

@@ -141,14 +141,30 @@ def test_gradient_is_missing_where_any_height_is(row, col):
 
 
 def test_missing_heights(tmp_path):
-    # 3 x 3 fine pixels per cell: a hole of one leaves 8 of 9 heights but no gradient at all.
+    # 3 x 3 fine pixels per cell: a hole of one leaves 8 of 9 heights and gradients.
     heights = rough(NATIVE)
     heights[6 + 4, 6 + 4] = -9999
     path = write_cog(tmp_path / "dem.tif", heights, NATIVE, nodata=-9999)
     ds = load_source(spec(path), GRID, PERIOD).compute()
-    assert np.isnan(ds["slope"][1, 1])
-    assert np.isfinite(ds["elevation"]).all()
-    assert np.isnan(ds["slope"]).sum() == 1
+    whole = write_cog(tmp_path / "whole.tif", rough(NATIVE), NATIVE, nodata=-9999)
+    expected = load_source(spec(whole), GRID, PERIOD).compute()
+    for name in ("elevation", "slope"):
+        assert np.isfinite(ds[name]).all()
+        changed = ds[name].values != expected[name].values
+        assert changed[1, 1]
+        assert changed.sum() <= 9
+
+
+def test_the_last_heights_of_a_model_have_a_slope(tmp_path):
+    """A plane is continued exactly, whichever side it ends on, in tiles of any size."""
+    y, x = np.mgrid[: NATIVE.shape.y, : NATIVE.shape.x]
+    plane = (3.0 * x - 2.0 * y).astype("float32")
+    path = write_cog(tmp_path / "dem.tif", plane, NATIVE, nodata=-9999)
+    grid = GeoBox(NATIVE.shape, NATIVE.affine, NATIVE.crs)
+    first = load_source(spec(path), grid, PERIOD).compute()
+    np.testing.assert_allclose(first["slope"], first["slope"].values[3, 3], rtol=1e-5)
+    tiled = load_source(spec(path), grid, PERIOD, chunks=4).compute()
+    np.testing.assert_array_equal(tiled["slope"], first["slope"])
 
 
 def test_tiles_leave_no_seams_and_chunks_do_not_matter(tmp_path):

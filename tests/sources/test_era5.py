@@ -151,9 +151,9 @@ def test_units(tmp_path, name, units, stored, expected):
 @pytest.mark.parametrize(
     ("name", "stored", "message"),
     [
-        ("t2m", 7.0, "t2m in weather: found 7, expected 150 to 340 K"),
-        ("tp", 1.0, "tp in weather: found 24, expected 0 to 2 m"),
-        ("tp", -0.001, "tp in weather: found -0.024"),
+        ("t2m", 7.0, r"t2m in weather \(test.yml, line 3\): found 7, expected 150 to 340 K"),
+        ("tp", 1.0, r"tp in weather \(test.yml, line 3\): found 24, expected 0 to 2 m"),
+        ("tp", -0.001, r"tp in weather \(test.yml, line 3\): found -0.024"),
     ],
 )
 def test_celsius_for_kelvin_millimetres_for_metres_and_negative_rain(

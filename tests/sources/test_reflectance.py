@@ -84,11 +84,10 @@ def test_bands_and_mask_in_files_of_their_own_grids(tmp_path):
     np.testing.assert_array_equal(np.isnan(found[0]), [[True, False], [False, False]])
 
 
-def test_a_cell_needs_half_of_its_pixels_clear(tmp_path):
+def test_a_cell_needs_a_quarter_of_its_pixels_clear(tmp_path):
     scl = np.full((3, *FINE.shape), 4)
-    scl[:, :5, :10] = 9  # half of the first cell
-    scl[:, 10:15, :10] = 9
-    scl[:, 15, 0] = 9  # one pixel more than half of the one below
+    scl[:, :7, :10] = scl[:, 7, :5] = 9  # leaves 25 of 100 pixels of the first cell
+    scl[:, 10:17, :10] = scl[:, 17, :6] = 9  # and 24 of the one below
     nir = np.full((3, *FINE.shape), NIR)
     nir[scl == 9] = RED
     found = ndvi(one_file(tmp_path, scl=scl, nir=nir))[0]
