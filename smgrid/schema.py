@@ -147,9 +147,10 @@ def check_range(values: npt.NDArray[Any], name: str, *, where: str = "") -> None
     bad = (values < low) | (values > high)
     if bad.any():
         origin = f" in {where}" if where else ""
+        units = "" if variable.units == "1" else f" {variable.units}"
         msg = (
-            f"{name}{origin}: found {values[bad].flat[0]:g}, expected {low:g} to {high:g} "
-            f"{variable.units} ({int(bad.sum())} of {values.size} values are outside); "
+            f"{name}{origin}: found {values[bad].flat[0]:g}, expected {low:g} to {high:g}"
+            f"{units} ({int(bad.sum())} of {values.size} values are outside); "
             "check units, scale and nodata of the source's catalog entry"
         )
         raise SchemaError(msg)

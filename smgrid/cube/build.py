@@ -125,9 +125,10 @@ def _with_source(ds: xr.Dataset, spec: SourceSpec) -> xr.Dataset:
 
 def _settings(spec: SourceSpec) -> str:
     """Tell what decides the values besides the files: a store of another entry is another one."""
-    names = ("loader", "units", "scale", "offset", "nodata", "convention", "crs", "options")
-    stated = {name: getattr(spec, name) for name in names if getattr(spec, name) not in (None, {})}
-    return json.dumps(stated, sort_keys=True, default=str)
+    names = ("units", "scale", "offset", "nodata", "convention", "crs", "options", "loader")
+    stated = [(name, getattr(spec, name)) for name in names]
+    texts = [f"{k}: {json.dumps(v, sort_keys=True)}" for k, v in stated if v not in (None, {})]
+    return ", ".join(texts)
 
 
 def _merge_base(parts: list[xr.Dataset]) -> dict[str, xr.Dataset]:

@@ -195,7 +195,8 @@ def _check_backscatter(found: Mapping[str, xr.DataArray], layout: FeatureLayout)
 _CURES = {
     "convention": (
         "sigma0 and gamma0 differ by a few tenths to two decibels with the incidence angle. Use a "
-        "source of the right convention, or convert with load_cube(..., convention=...)"
+        "source of the right convention, or convert with load_cube(..., convention=...) or "
+        "smgrid build --convention"
     ),
     "averaging": "Set `options: {average: ...}` of the backscatter source and build again",
 }
