@@ -17,6 +17,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from pyproj import CRS
+from pyproj.exceptions import CRSError
+
 from smgrid.catalogtext import (
     CATALOG_VERSION,
     CatalogText,
@@ -281,8 +284,18 @@ def _check_names(text: YamlText, here: Location, source: SourceText) -> None:
     if series and source.native_resolution is None:
         problem = f"is missing; {series[0]} is kept near the provider's pixel size, give it [m]"
         raise text.mistake((*here, "native_resolution"), problem)
+    if source.crs is not None:
+        _check_crs(text, (*here, "crs"), source.crs)
     if source.first_day and source.last_day and source.first_day > source.last_day:
         raise text.mistake((*here, "last_day"), f"is before first_day ({source.first_day})")
+
+
+def _check_crs(text: YamlText, location: Location, crs: str) -> None:
+    try:
+        CRS.from_user_input(crs)
+    except CRSError as cause:
+        problem = f"{crs!r} is not a CRS; write EPSG:<code>, ESRI:<code> or WKT"
+        raise text.mistake(location, problem) from cause
 
 
 def _anchor(text: YamlText, location: Location, path: str) -> str:

@@ -93,9 +93,13 @@ def write_bytes(store: Store, key: str, content: bytes) -> None:
 
 
 def read_json(store: Store, key: str) -> dict[str, Any] | None:
-    """Return the JSON object `key`, or ``None`` if there is none."""
+    """Return the JSON object `key`, or ``None`` if there is none; StoreError if it is damaged."""
     content = read_bytes(store, key)
-    return None if content is None else json.loads(content)
+    try:
+        return None if content is None else json.loads(content)
+    except ValueError as cause:
+        msg = f"{store}: {key} is damaged ({cause}); copy the store again, or write to a new path"
+        raise StoreError(msg) from cause
 
 
 def write_json(store: Store, key: str, value: Mapping[str, Any]) -> None:

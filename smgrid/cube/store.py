@@ -192,8 +192,8 @@ def _write_pending(
         units = [_label(groups, *pending[place]) for place in failure.places[:4]]
         msg = (
             f"{'one of ' if len(units) > 1 else ''}{'; '.join(units) or record.path}: "
-            f"{_reason(error, record.path)}. {counter.written} of {len(pending)} pending units "
-            f"were written; {_cure(error)}"
+            f"{_reason(error, record.path).rstrip('.')}. {counter.written} of {len(pending)} "
+            f"pending units were written; {_cure(error)}"
         )
         kind = type(error) if isinstance(error, SmgridError) else StoreError
         raise kind(msg) from error

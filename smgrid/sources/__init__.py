@@ -51,7 +51,10 @@ def load_source(spec: SourceSpec, grid: GeoBox, period: Period, *, chunks: int =
         If the loader returns something else than it promises.
     """
     _check_record(spec, period)
-    ds = resolve_loader(spec)(spec, grid, period, chunks=chunks)
+    try:
+        ds = resolve_loader(spec)(spec, grid, period, chunks=chunks)
+    except SchemaError as cause:
+        raise SchemaError(f"{spec.origin}: {cause}") from cause
     if not isinstance(ds, xr.Dataset):
         raise _broken(spec, f"returned {type(ds).__name__}, expected an xarray.Dataset")
     missing = [name for name in spec.provides if name not in ds.data_vars]

@@ -164,7 +164,7 @@ def _open(spec: SourceSpec, name: str, grid: GeoBox, period: Period) -> xr.DataA
         raise SourceError(msg)
     parts = []
     for ds in files:
-        _check_stated_units(spec, name, ds[stored])
+        _check_stated_units(spec, name, ds)
         part = tidy(
             ds[stored],
             ds,
@@ -186,12 +186,13 @@ def _open(spec: SourceSpec, name: str, grid: GeoBox, period: Period) -> xr.DataA
     return _to_units(spec, name, whole)
 
 
-def _check_stated_units(spec: SourceSpec, name: str, da: xr.DataArray) -> None:
+def _check_stated_units(spec: SourceSpec, name: str, ds: xr.Dataset) -> None:
     """Refuse units that contradict the file's own: metres taken for millimetres look like drought.
 
     What a file calls its units does not count where the catalog scales its values.
     """
-    stated = da.attrs.get("units")
+    stored = take_asset(spec, name)
+    stated = ds[stored].attrs.get("units")
     if stated is None or name in spec.scale or name in spec.offset:
         return
     units, taken = get_variable(name).units, take_units(spec, name)
@@ -200,10 +201,9 @@ def _check_stated_units(spec: SourceSpec, name: str, da: xr.DataArray) -> None:
     except SchemaError:
         return  # not a unit that smgrid knows: the catalog has the say
     if found != find_conversion(taken, units, name=name):
-        path = da.encoding.get("source", spec.name)
         msg = (
-            f"{path}: {da.name} is in {stated!r} by its own attributes, but in {taken!r} by units "
-            f"of {spec.name} ({spec.origin}); correct units.{name} there, or the file"
+            f"{ds.encoding['source']} states {stated!r} as the units of {stored}, but units.{name} "
+            f"of {spec.name} is {taken!r}; correct it, or the file"
         )
         raise SchemaError(msg)
 

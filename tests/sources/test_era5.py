@@ -323,3 +323,21 @@ def test_real_cds_file_with_valid_time_and_expver(shared):
     np.testing.assert_allclose(
         ds["t2m"].sel(date="2020-01-17").values.ravel() - 273.0, expected.values, atol=1e-4
     )
+
+
+@pytest.mark.parametrize(
+    ("stated", "taken", "agree"),
+    [("m", "mm", False), ("m of water equivalent", "m", True), ("mm d-1", "mm/day", True)]
+    + [("kg m-2 s-1", "mm", True), ("kg m-2", "mm", True)],
+)
+def test_units_of_the_file_and_of_the_catalog_agree(tmp_path, stated, taken, agree):
+    """Metres taken for millimetres are no impossible values, only a drought."""
+    path = write(tmp_path / "a.nc", "tp", hours("2024-02-28", 73), np.full(73, 1e-6), units=stated)
+    entry = spec(path, provides=("tp",), units={"tp": taken})
+    if agree:
+        load_source(entry, GRID, FEBRUARY)
+        return
+    with pytest.raises(SchemaError, match=r"line 3: .*a\.nc states 'm' as the units of tp, but un"):
+        load_source(entry, GRID, FEBRUARY)
+    scaled = spec(path, provides=("tp",), units={"tp": taken}, scale={"tp": 1000.0})
+    load_source(scaled, GRID, FEBRUARY)
