@@ -5,7 +5,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: venv demo test check benchmarks clean
+.PHONY: venv demo test check clean
 
 venv: .venv/.installed
 
