@@ -42,7 +42,7 @@ class Packing:
         Notes
         -----
         Integers are ``round((value - offset) / scale)``. Floats keep `mantissa_bits` explicit
-        mantissa bits, rounded to nearest, ties to even: "BitRound" of Kouzmin et al. (2021,
+        mantissa bits, rounded to nearest, ties to even: "BitRound" of Klöwer et al. (2021,
         doi:10.1038/s43588-021-00156-2) in the family of Zender (2016,
         doi:10.5194/gmd-9-3199-2016). The relative error is at most ``2**-(mantissa_bits + 1)``.
         """
