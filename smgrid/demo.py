@@ -6,17 +6,20 @@ stage whose result is there already is not run again.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 import xarray as xr
 
 from smgrid.cube.build import load_cube
-from smgrid.cube.store import ProgressFunction, open_cube, write_cube
+from smgrid.cube.store import ProgressFunction, open_cube, open_map, write_cube
+from smgrid.errors import ConfigError, StoreError
 from smgrid.export.plot import plot_maps, plot_series
 from smgrid.features.layout import get_layout
 from smgrid.inference.predict import predict
@@ -32,6 +35,15 @@ from smgrid.validation.metrics import Scores, coverage, score
 
 # Samples of one square of this size (m) train or validate together.
 BLOCK_SIZE = 2000.0
+
+# The world: two and a half years to learn from, and the half year from the wet end of winter into
+# the dry summer to map. Networks learn what rain does from the dates they see, so the archive is
+# long; scenes come multi-looked to 50 m, 4.4 looks per 20 m pixel, which quarters their volume.
+START, MONTHS, HELD_OUT_MONTHS = "2019-08-01", 36, 6
+STATIONS = 80
+SPACING, LOOKS = 50.0, 4.4 * (50 / 20) ** 2
+# Days between training and held-out dates: the top soil layer forgets over about that time.
+GAP = pd.Timedelta(days=10)
 
 
 @dataclass(frozen=True)
@@ -100,19 +112,28 @@ def run_demo(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     on_stage("simulate a world in the providers' own formats")
-    world = simulate_world(folder / "world", size_km=size_km, seed=seed)
+    world = simulate_world(
+        folder / "world",
+        size_km=size_km,
+        start=START,
+        months=MONTHS,
+        seed=seed,
+        stations=STATIONS,
+        spacing=SPACING,
+        looks=LOOKS,
+    )
     on_stage("build the cube")
     lazy = load_cube(world.grid, world.period, catalog=world.catalog, scenes=world.scenes)
     write_cube(lazy, folder / "cube.zarr", progress=progress)
-    cube = open_cube(folder / "cube.zarr")
-    split = _held_out(cube)
-    on_stage("train on stations in the western half, first twelve months")
+    cube = _open_tree(folder / "cube.zarr")
+    split = _held_out(world)
+    on_stage("train on the stations of the western half, without the last six months")
     ensemble = _trained(world, cube, split, folder / "ensemble", plan, seed, on_epoch)
     on_stage("map the held-out months")
     held_out = _select(cube, split.test)
     write_cube(predict(held_out, ensemble), folder / "soil_moisture.zarr", progress=progress)
     on_stage("score against the simulated truth")
-    sm = open_cube(folder / "soil_moisture.zarr")
+    sm = open_map(folder / "soil_moisture.zarr")
     truth = _truth_at(world, sm)
     report = _report(folder, world, cube, sm, truth, split)
     _draw(folder, cube, sm, truth, split)
@@ -134,15 +155,18 @@ class _Split:
     middle: float
 
 
-def _held_out(cube: xr.DataTree) -> _Split:
-    base = cube["base"].to_dataset()
-    times = pd.DatetimeIndex(base["time"].values)
-    start = times[0] + pd.DateOffset(months=12)
-    # Ten days between the two: the top soil layer forgets over about that time.
+def _open_tree(path: Path) -> xr.DataTree:
+    cube = open_cube(path)
+    if not isinstance(cube, xr.DataTree):
+        raise StoreError(f"{path} holds one grid, expected a cube; remove it")
+    return cube
+
+
+def _held_out(world: World) -> _Split:
+    first = world.scenes.start + pd.DateOffset(months=MONTHS - HELD_OUT_MONTHS)
+    box = world.grid.boundingbox
     return _Split(
-        train=slice(None, start - pd.Timedelta(days=10)),
-        test=slice(start, None),
-        middle=float(base["x"].mean()),
+        train=slice(None, first - GAP), test=slice(first, None), middle=(box.left + box.right) / 2
     )
 
 
@@ -161,20 +185,43 @@ def _trained(
     seed: int,
     on_epoch: Callable[[EpochEnd], None] | None,
 ) -> Ensemble:
+    plan = plan or FitPlan(seed=seed)
     if path.exists():
-        return load_ensemble(path)
+        return _trained_before(path, plan)
     layout = get_layout("smgrid-1")
     past = _select(cube, split.train)
     labels = station_labels(open_stations(world.stations), past)
     west = labels.where(labels["x"] < split.middle)
     samples = collect_samples(stream_samples(past, west, layout=layout, seed=seed))
     training, validation = split_by_block(samples, size=BLOCK_SIZE, seed=seed)
-    ensemble = fit(
-        training, validation, layout=layout, plan=plan or FitPlan(seed=seed), on_epoch=on_epoch
-    )
-    save_ensemble(ensemble, path)
     _save_means(samples, path.parent / "training_means.json")
+    with _one_thread():
+        ensemble = fit(training, validation, layout=layout, plan=plan, on_epoch=on_epoch)
+    save_ensemble(ensemble, path)
     return ensemble
+
+
+def _trained_before(path: Path, plan: FitPlan) -> Ensemble:
+    ensemble = load_ensemble(path)
+    found, wanted = ensemble.card["training"]["plan"], json.loads(json.dumps(asdict(plan)))
+    changes = [f"{k} {found.get(k)!r} -> {v!r}" for k, v in wanted.items() if found.get(k) != v]
+    if changes:
+        raise ConfigError(
+            f"{path} was trained by another plan ({'; '.join(changes)}); give another folder or "
+            "remove it"
+        )
+    return ensemble
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Train on one thread: batches are too small to share, and their sums stay the same."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _save_means(samples: Samples, path: Path) -> None:
@@ -188,7 +235,7 @@ def _truth_at(world: World, sm: xr.Dataset) -> xr.DataArray:
     """Truth on the day of each acquisition, on the pixels of the map."""
     truth = xr.open_zarr(world.truth)["soil_moisture"]
     days = pd.DatetimeIndex(sm["time"].values).normalize()
-    picked = truth.sel(time=days).reindex(y=sm["y"], x=sm["x"])
+    picked: xr.DataArray = truth.sel(time=days).reindex(y=sm["y"], x=sm["x"])
     return picked.assign_coords(time=sm["time"])
 
 
@@ -224,7 +271,7 @@ def _baselines(folder: Path, cube: xr.DataTree, sm: xr.Dataset) -> dict[str, xr.
         [means.get(str(m), means["all"]) for m in month.values], dims="time", coords=month.coords
     )
     smap = nearest(cube["labels"].to_dataset()["smap_soil_moisture"], sm.odc.geobox, tolerance=1.0)
-    smap = smap.reindex(time=sm["time"], method="nearest", tolerance=pd.Timedelta(days=3))
+    smap = smap.reindex(time=sm["time"], method="nearest", tolerance="3D")
     return {
         "mean map": flat + means["all"],
         "climatology (monthly)": flat + monthly,
@@ -237,7 +284,7 @@ def _draw(
 ) -> None:
     date = int(np.argmax(sm["soil_moisture"].notnull().mean(("y", "x")).values))
     one, real = sm.isel(time=date).compute(), truth.isel(time=date).compute()
-    label = f"{pd.Timestamp(one['time'].values):%Y-%m-%d %H:%M} UTC"
+    label = f"{pd.Timestamp(one['time'].item()):%Y-%m-%d %H:%M} UTC"
     plot_maps(
         {
             "predicted": one["soil_moisture"],
