@@ -12,7 +12,17 @@ import pytest
 import xarray as xr
 from odc.geo.geobox import GeoBox
 
-from smgrid import load_cube, load_ensemble, open_cube, open_map, predict, write_cube
+from smgrid import (
+    collect_samples,
+    load_cube,
+    load_ensemble,
+    open_cube,
+    open_map,
+    predict,
+    predict_samples,
+    stream_samples,
+    write_cube,
+)
 from smgrid.inference.predict import FLAGS
 
 
@@ -125,6 +135,14 @@ def test_soil_moisture_is_plausible_and_follows_the_rain(site, cube, sm):
     after = summed(rain(cube), sm["time"].values, 0, 7)
     assert np.corrcoef(mean, before)[0, 1] >= 0.5
     assert np.corrcoef(mean, after)[0, 1] < np.corrcoef(mean, before)[0, 1]
+
+
+def test_at_most_one_per_cent_of_the_members_values_leave_the_valid_range(cube, ensemble):
+    vv = cube["base"].to_dataset()["vv"]
+    everywhere = xr.full_like(vv, 0.3).assign_attrs(units="m3 m-3")
+    samples = collect_samples(stream_samples(cube, everywhere, layout=ensemble.layout))
+    members = predict_samples(ensemble, samples.features)
+    assert ((members < 0) | (members > 0.6)).mean() <= 0.01
 
 
 def test_published_windows_see_rain_that_has_not_fallen(site, cube, ensemble):
