@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from smgrid import (
     load_cube,
@@ -22,7 +21,9 @@ from smgrid import (
     predict,
     write_cube,
 )
-from smgrid.errors import ConfigError, SmgridError
+from smgrid.errors import SmgridError
+from smgrid.inference.coverage import require_values
+from smgrid.yamltext import check_model, read_yaml
 
 
 class Config(BaseModel):
@@ -45,13 +46,8 @@ class Config(BaseModel):
 
 
 def read_config(path: Path) -> Config:
-    """Read a job's YAML file."""
-    try:
-        return Config.model_validate(yaml.safe_load(path.read_text()))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, ValidationError) as error:
-        raise ConfigError(f"{path} is not a valid job: {error}") from error
+    """Read a job's YAML file; a mistake is named with its line."""
+    return check_model(read_yaml(path), Config)
 
 
 @contextmanager
@@ -79,7 +75,10 @@ def run(config: Config) -> None:
     ensemble = load_ensemble(config.ensemble)
     with cluster(config.scheduler):
         write_cube(inputs, config.cube, shard=config.tile)
-        write_cube(predict(open_cube(config.cube), ensemble), config.map, shard=config.tile)
+        cube = open_cube(config.cube)
+        sm = predict(cube, ensemble)
+        require_values(sm, cube, layout=ensemble.layout)
+        write_cube(sm, config.map, shard=config.tile)
 
 
 def main() -> int:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from smgrid import demo
 from smgrid.cube.store import open_map
-from smgrid.demo import run_demo
 from smgrid.training.fit import FitPlan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,9 +34,15 @@ def offline_commands():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A place where `make demo` was run, on a small region."""
+    """A place where `make demo` was run, on a small region and a shorter archive of one end."""
     folder = tmp_path_factory.mktemp("readme")
-    run_demo(folder / "demo", size_km=3, plan=FitPlan(members=((1, 8),), epochs=2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "START", "2021-05-01")
+        patch.setattr(demo, "MONTHS", 15)
+        patch.setattr(demo, "HELD_OUT_MONTHS", 3)
+        patch.setattr(demo, "STATIONS", 20)
+        plan = FitPlan(members=((1, 8),), epochs=2)
+        demo.run_demo(folder / "demo", size_km=3, plan=plan)
     shutil.copytree(ROOT / "pipelines", folder / "pipelines")
     return folder
 
