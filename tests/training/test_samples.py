@@ -112,15 +112,15 @@ def test_split_by_block_keeps_squares_whole_and_covers_all():
         split_by_block(samples, size=1e7)
 
 
-def make_stations(cube, *, where, values):
-    """Stations at pixel positions (row, column), a value per acquisition day."""
+def make_stations(cube, *, where, values, shift=0.3):
+    """Stations ``shift`` pixels south-east of the centres of pixels (row, column)."""
     from pyproj import Transformer
 
     base = cube["base"].to_dataset()
     days = pd.DatetimeIndex(base["time"].values).normalize().unique()
     to_lonlat = Transformer.from_crs("EPSG:32631", "EPSG:4326", always_xy=True)
-    x = [base["x"].values[0] + 100 * (c + 0.3) for _, c in where]
-    y = [base["y"].values[0] - 100 * (r - 0.2) for r, _ in where]
+    x = [base["x"].values[0] + 100 * (c + shift) for _, c in where]
+    y = [base["y"].values[0] - 100 * (r + shift) for r, _ in where]
     lon, lat = to_lonlat.transform(x, y)
     return xr.Dataset(
         {"soil_moisture": (("station", "time"), np.float32(values))},
@@ -133,12 +133,14 @@ def make_stations(cube, *, where, values):
     )
 
 
+@pytest.mark.parametrize("shift", [-0.45, 0.45])
 @pytest.mark.parametrize("chunks", [None, 4])
-def test_stations_fall_in_the_pixels_that_contain_them(chunks):
+def test_stations_fall_in_the_pixels_that_contain_them(chunks, shift):
     cube = make_cube(chunks=chunks)
     where = [(0, 0), (12, 16), (4, 7), (4, 7), (40, 3)]
     values = [[0.1, 0.2], [0.3, np.nan], [0.2, 0.2], [0.4, np.nan], [0.5, 0.5]]
-    labels = station_labels(make_stations(cube, where=where, values=values), cube).compute()
+    stations = make_stations(cube, where=where, values=values, shift=shift)
+    labels = station_labels(stations, cube).compute()
     assert int(labels.notnull().sum()) == 3 + 2 + 3  # two acquisitions on the first day
     assert labels[0, 0, 0] == labels[1, 0, 0] == np.float32(0.1)
     assert labels[2, 0, 0] == np.float32(0.2)
