@@ -83,6 +83,12 @@ class SourceSpec:
     """First day that the provider has, where it is known."""
     last_day: date | None = None
     """Last day that the provider has, where the record has ended."""
+    cadence: str = ""
+    """How often the provider adds data, in words."""
+    credentials: tuple[str, ...] = ()
+    """Environment variables that must be set before the source is read."""
+    fallbacks: tuple[str, ...] = ()
+    """Sources of the same catalog that fill the dates which this one lacks, in order."""
     licence: str = ""
     """SPDX identifier or name of the data's licence."""
     citation: str = ""
@@ -254,6 +260,8 @@ def _to_spec(text: YamlText, name: str, source: SourceText) -> SourceSpec:
     fields = source.model_dump() | {
         "name": name,
         "provides": tuple(source.provides),
+        "credentials": tuple(source.credentials),
+        "fallbacks": tuple(source.fallbacks),
         "paths": tuple(paths),
         "assets": assets,
         "stac": stac,

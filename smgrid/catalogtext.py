@@ -10,7 +10,7 @@ from smgrid.yamltext import StrictModel
 CATALOG_VERSION = 1
 
 Convention = Literal["sigma0", "gamma0"]
-Signing = Literal["none", "planetary-computer"]
+Signing = Literal["none", "planetary-computer", "earthdata"]
 
 
 class StacText(StrictModel):
@@ -58,6 +58,14 @@ class SourceText(StrictModel):
     """First day that the provider has."""
     last_day: Annotated[date, Field(strict=False)] | None = None
     """Last day that the provider has, if the record has ended."""
+    cadence: str = ""
+    """How often the provider adds data, in words: per pass, daily, every 8 days, static."""
+    credentials: list[Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")]] = Field(
+        default_factory=list
+    )
+    """Environment variables that hold what the provider asks for, never the values themselves."""
+    fallbacks: list[str] = Field(default_factory=list)
+    """Other sources of this file that fill the dates which this one lacks, in order."""
     licence: str = ""
     """SPDX identifier or name of the data's licence."""
     citation: str = ""

@@ -12,11 +12,11 @@ from typing import Any
 
 import pooch
 
+from smgrid.cache import cache_folder
 from smgrid.errors import BundleError
 
 PUBLISHED_NAME = "densesm-9km"
 FOLDER_VARIABLE = "SMGRID_DENSESM_9KM"
-CACHE_VARIABLE = "SMGRID_CACHE"
 
 _REPOSITORY = "EOV-Solutions/Transfer-DenseSM-E_pack"
 _COMMIT = "c9638d9471681359c1fc242b46fafb918569281b"
@@ -130,7 +130,7 @@ def _verified(folder: Path) -> Path:
 
 
 def _fetched() -> Path:
-    cache = Path(os.environ.get(CACHE_VARIABLE) or pooch.os_cache("smgrid")) / PUBLISHED_NAME
+    cache = cache_folder(PUBLISHED_NAME)
     registry = pooch.create(
         path=cache,
         base_url=BASE_URL,
