@@ -37,7 +37,7 @@ class Config(BaseModel):
     crs: str = "utm"
     period: tuple[str, str] = Field(description="first and last day of all inputs")
     scenes: tuple[str, str] | None = Field(None, description="acquisitions to map")
-    catalog: str = "planetary-computer"
+    catalog: str | list[str] = "planetary-computer"
     ensemble: str = "densesm-9km"
     tile: int = Field(512, description="edge of a tile in pixels")
     cube: str = Field(description="Zarr store of the inputs")

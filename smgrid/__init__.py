@@ -12,14 +12,18 @@ __version__ = "0.1.0.dev0"
 if TYPE_CHECKING:
     from smgrid.catalog import open_catalog
     from smgrid.cube.build import load_cube
+    from smgrid.cube.icechunk_store import list_snapshots, open_icechunk, write_icechunk
     from smgrid.cube.inspect import inspect
     from smgrid.cube.store import open_cube, open_map, write_cube
+    from smgrid.cube.update import update_cube
+    from smgrid.cube.verify import verify
     from smgrid.features.layout import FeatureLayout, get_layout
     from smgrid.grid import ease_grid, make_grid
     from smgrid.inference.predict import predict
     from smgrid.models.bundle import load_ensemble, save_ensemble
     from smgrid.models.ensemble import Ensemble, predict_samples
     from smgrid.simulate import simulate_world
+    from smgrid.sources.bridge import fit_bridge
     from smgrid.sources.stations import open_stations
     from smgrid.training.fit import FitPlan, fit
     from smgrid.training.labels import station_labels
@@ -29,14 +33,18 @@ if TYPE_CHECKING:
 _HOME = {
     "smgrid.catalog": ("open_catalog",),
     "smgrid.cube.build": ("load_cube",),
+    "smgrid.cube.icechunk_store": ("list_snapshots", "open_icechunk", "write_icechunk"),
     "smgrid.cube.inspect": ("inspect",),
     "smgrid.cube.store": ("open_cube", "open_map", "write_cube"),
+    "smgrid.cube.update": ("update_cube",),
+    "smgrid.cube.verify": ("verify",),
     "smgrid.features.layout": ("FeatureLayout", "get_layout"),
     "smgrid.grid": ("ease_grid", "make_grid"),
     "smgrid.inference.predict": ("predict",),
     "smgrid.models.bundle": ("load_ensemble", "save_ensemble"),
     "smgrid.models.ensemble": ("Ensemble", "predict_samples"),
     "smgrid.simulate": ("simulate_world",),
+    "smgrid.sources.bridge": ("fit_bridge",),
     "smgrid.sources.stations": ("open_stations",),
     "smgrid.training.fit": ("FitPlan", "fit"),
     "smgrid.training.labels": ("station_labels",),
@@ -54,13 +62,16 @@ __all__ = [  # noqa: RUF022
     "collect_samples",
     "ease_grid",
     "fit",
+    "fit_bridge",
     "get_layout",
     "inspect",
+    "list_snapshots",
     "load_cube",
     "load_ensemble",
     "make_grid",
     "open_catalog",
     "open_cube",
+    "open_icechunk",
     "open_map",
     "open_stations",
     "predict",
@@ -71,7 +82,10 @@ __all__ = [  # noqa: RUF022
     "split_by_block",
     "station_labels",
     "stream_samples",
+    "update_cube",
+    "verify",
     "write_cube",
+    "write_icechunk",
 ]
 
 

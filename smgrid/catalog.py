@@ -1,140 +1,118 @@
 """Catalogs: where each variable comes from, read from YAML into frozen source descriptions.
 
-A catalog is one YAML file, shipped with smgrid or written by the user. Everything that can be wrong
-with it is found when it is opened, with file, line and cure, before anything is downloaded.
-``python -m smgrid.catalog`` prints the JSON Schema that editors check such files with.
+A catalog is one YAML file, shipped with smgrid or written by the user, or several of them together.
+Everything that can be wrong with it is found when it is opened, with file, line and cure, before
+anything is downloaded. ``python -m smgrid.catalog`` prints the JSON Schema that editors check such
+files with.
 """
 
-import glob
-import importlib
 import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from datetime import date
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from pyproj import CRS
-from pyproj.exceptions import CRSError
-
-from smgrid.catalogtext import (
-    CATALOG_VERSION,
-    CatalogText,
-    Convention,
-    Signing,
-    SourceText,
+from smgrid.catalogfile import CatalogFile, read_catalog_file
+from smgrid.catalogtext import CatalogText
+from smgrid.errors import CatalogError
+from smgrid.schema import catalog_folder
+from smgrid.sourcespec import (
+    SourceSpec,
+    StacQuery,
+    check_options,
+    find_files,
+    is_url,
+    require_credentials,
+    resolve_loader,
 )
-from smgrid.errors import CatalogError, MissingDependencyError, SourceError
-from smgrid.schema import catalog_folder, load_variables
-from smgrid.yamltext import Location, YamlText, check_model, read_yaml, suggest
+from smgrid.yamltext import YamlText, suggest
 
-_URL = re.compile(r"^(?:[A-Za-z][A-Za-z0-9+.-]*://|/vsi)")
-_ENVIRONMENT = re.compile(r"\$\{(\w+)\}")
+__all__ = [
+    "Catalog",
+    "CatalogName",
+    "SourceSpec",
+    "StacQuery",
+    "check_options",
+    "find_files",
+    "is_url",
+    "json_schema",
+    "open_catalog",
+    "require_credentials",
+    "resolve_loader",
+]
 
+CatalogName: TypeAlias = str | os.PathLike[str]
 
-@dataclass(frozen=True)
-class StacQuery:
-    """Which items of a STAC API or static catalog a source reads."""
-
-    href: str
-    """Root URL of an API, or absolute path or URL of a static catalog."""
-    collection: str
-    """Collection id."""
-    sign: Signing = "none"
-    """How asset URLs are signed when they are read."""
-    query: Mapping[str, Any] = field(default_factory=dict)
-    """Conditions on item properties, in the form of the STAC query extension."""
-
-
-@dataclass(frozen=True)
-class SourceSpec:
-    """One source of a catalog: what it provides, where it is and how its loader reads it."""
-
-    name: str
-    """Its key in the catalog."""
-    loader: str
-    """Dotted path ``package.module:function``."""
-    provides: tuple[str, ...]
-    """Canonical variables, see ``catalogs/variables.yml``."""
-    paths: tuple[str, ...] = ()
-    """Absolute files or globs, or URLs."""
-    stac: StacQuery | None = None
-    """Items to search, for sources that are STAC collections."""
-    assets: Mapping[str, str] = field(default_factory=dict)
-    """Canonical or auxiliary name -> STAC asset key, name inside the file, or absolute file."""
-    units: Mapping[str, str] = field(default_factory=dict)
-    """Canonical name -> units as stored."""
-    scale: Mapping[str, float] = field(default_factory=dict)
-    """Name -> factor that turns stored counts into `units`."""
-    offset: Mapping[str, float] = field(default_factory=dict)
-    """Name -> value in `units` of count 0."""
-    nodata: float | None = None
-    """Stored value that means missing, where the files do not say it or say it wrongly."""
-    convention: Convention | None = None
-    """Normalisation area of backscatter."""
-    native_resolution: float = 0.0
-    """Pixel size of the provider [m]; 0 for sources without series, which do not need it."""
-    crs: str | None = None
-    """CRS of files that carry none or a broken one."""
-    first_day: date | None = None
-    """First day that the provider has, where it is known."""
-    last_day: date | None = None
-    """Last day that the provider has, where the record has ended."""
-    cadence: str = ""
-    """How often the provider adds data, in words."""
-    credentials: tuple[str, ...] = ()
-    """Environment variables that must be set before the source is read."""
-    fallbacks: tuple[str, ...] = ()
-    """Sources of the same catalog that fill the dates which this one lacks, in order."""
-    licence: str = ""
-    """SPDX identifier or name of the data's licence."""
-    citation: str = ""
-    """How the provider asks to be cited."""
-    note: str = ""
-    """For people."""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """What only this loader understands."""
-    origin: str = "a SourceSpec made in Python"
-    """Where it was written: ``"catalog.yml, line 12"``."""
+# "earthdata:smap-l3,viirs" or "my/catalog.yml:soil": what follows the last colon chooses sources.
+_CHOICE = re.compile(r"(?P<catalog>.*\.ya?ml|[^:/\\]+):(?P<sources>[^:/\\]+)")
 
 
 @dataclass(frozen=True)
 class Catalog:
-    """The sources of one catalog file."""
+    """The sources of one catalog file, or of several together."""
 
     name: str
-    """Short name."""
+    """Short name; those of all files, in order."""
     title: str
     """One line for people."""
     sources: Mapping[str, SourceSpec]
-    """By their names in the file."""
-    path: Path
-    """The file."""
+    """By their names, in the order of the files: those that are loaded, and those that only stand
+    in for others (``fallbacks``)."""
+    paths: tuple[Path, ...] = ()
+    """The files."""
+    opened_as: tuple[str, ...] = ()
+    """What `open_catalog` opens it by, from any folder."""
+
+    @property
+    def loaded(self) -> tuple[SourceSpec, ...]:
+        """Sources that are loaded themselves: all that stand in for no other."""
+        standing_in = {name for spec in self.sources.values() for name in spec.fallbacks}
+        return tuple(spec for name, spec in self.sources.items() if name not in standing_in)
 
     def provider_of(self, variable: str) -> SourceSpec:
         """Return the source of `variable`; CatalogError if the catalog has none."""
-        for spec in self.sources.values():
+        for spec in self.loaded:
             if variable in spec.provides:
                 return spec
-        provided = [name for spec in self.sources.values() for name in spec.provides]
+        provided = [name for spec in self.loaded for name in spec.provides]
         msg = (
-            f"{self.path.name}: no source provides {variable!r} (it has {', '.join(provided)}); "
+            f"{', '.join(path.name for path in self.paths) or self.name}: no source provides "
+            f"{variable!r} (it has {', '.join(provided)}); "
             f"add a source with provides: [{variable}]"
         )
         raise CatalogError(msg)
 
+    def chain_of(self, spec: SourceSpec) -> tuple[SourceSpec, ...]:
+        """Return a source and all that stand in for it, in the order in which they are asked."""
+        chain: dict[str, SourceSpec] = {}
 
-def open_catalog(name_or_path: str | os.PathLike[str]) -> Catalog:
-    """Open a catalog.
+        def add(one: SourceSpec) -> None:
+            if one.name not in chain:
+                chain[one.name] = one
+                for name in one.fallbacks:
+                    add(self.sources[name])
+
+        add(spec)
+        return tuple(chain.values())
+
+
+def open_catalog(names: CatalogName | Sequence[CatalogName]) -> Catalog:
+    """Open a catalog, or several as one.
 
     Parameters
     ----------
-    name_or_path
+    names
         A bare name such as ``"planetary-computer"`` for one that ships with smgrid, or the path
-        of a YAML file.
+        of a YAML file; or a sequence of them. ``"earthdata:smap-l3"`` takes only the sources
+        named after the colon (separated by commas) and what stands in for them.
+
+    Returns
+    -------
+    Catalog
+        A variable comes from one source; others of it must be among its ``fallbacks``.
 
     Raises
     ------
@@ -142,85 +120,29 @@ def open_catalog(name_or_path: str | os.PathLike[str]) -> Catalog:
         If anything in it is not understood or does not exist; the message lists file, line and
         cure.
     """
-    text = read_yaml(_to_path(name_or_path), error=CatalogError)
-    if not isinstance(text.data, dict):
-        raise text.mistake((), f"is not a catalog; start with smgrid_catalog: {CATALOG_VERSION}")
-    if text.data.get("smgrid_catalog") != CATALOG_VERSION:
-        found = text.data.get("smgrid_catalog", "nothing")
-        problem = f"expected version {CATALOG_VERSION}, found {found}; this smgrid reads no other"
-        raise text.mistake(("smgrid_catalog",), problem)
-    model = check_model(text, CatalogText)
-    sources = {name: _to_spec(text, name, source) for name, source in model.sources.items()}
-    _refuse_two_providers(text, sources)
-    return Catalog(name=model.name, title=model.title, sources=sources, path=text.path)
-
-
-def find_files(spec: SourceSpec) -> tuple[str, ...]:
-    """Return the files of ``spec.paths``, globs expanded and sorted, each once; URLs as they are.
-
-    Raises
-    ------
-    SourceError
-        If a local path or glob matches nothing.
-    """
-    found: dict[str, None] = {}
-    for path in spec.paths:
-        matches = [path] if is_url(path) else _match(path)
-        if not matches:
-            msg = f"{spec.origin}: no file matches {path}; correct paths of {spec.name}"
-            raise SourceError(msg)
-        found.update(dict.fromkeys(matches))
-    return tuple(found)
-
-
-def is_url(path: str) -> bool:
-    """Return whether `path` is a URL or a GDAL virtual path rather than a local file."""
-    return _URL.match(path) is not None
-
-
-def resolve_loader(spec: SourceSpec) -> Callable[..., Any]:
-    """Return the function that ``spec.loader`` names.
-
-    Raises
-    ------
-    CatalogError
-        If there is none.
-    MissingDependencyError
-        If it needs a package that is not installed.
-    """
-    module_name, _, function_name = spec.loader.partition(":")
-    try:
-        loader = getattr(importlib.import_module(module_name), function_name)
-    except ModuleNotFoundError as cause:
-        if not cause.name or f"{module_name}.".startswith(f"{cause.name}."):
-            raise _no_loader(spec, cause) from cause
-        msg = (
-            f"{spec.origin}: the loader {spec.loader!r} of {spec.name} needs the package "
-            f"{cause.name!r}, which is not installed; install it, or remove this source"
-        )
-        raise MissingDependencyError(msg) from cause
-    except (ImportError, AttributeError, ValueError) as cause:
-        raise _no_loader(spec, cause) from cause
-    if not callable(loader):
-        msg = f"{spec.origin}: the loader {spec.loader!r} of {spec.name} is not a function"
+    several = isinstance(names, Sequence) and not isinstance(names, str)
+    listed: list[CatalogName] = list(names) if several else [names]  # type: ignore[arg-type,list-item]
+    if not listed:
+        msg = f"no catalog was given; name at least one, for instance {_shipped()[0]!r}"
         raise CatalogError(msg)
-    return loader  # type: ignore[no-any-return]
-
-
-def _no_loader(spec: SourceSpec, cause: Exception) -> CatalogError:
-    return CatalogError(
-        f"{spec.origin}: the loader {spec.loader!r} of {spec.name} cannot be imported "
-        f"({cause}); write package.module:function and install its package"
+    files = [read_catalog_file(*_to_path_and_choice(name)) for name in listed]
+    secrets = frozenset[str]().union(*(file.credentials for file in files))
+    sources: dict[str, SourceSpec] = {}
+    texts: dict[str, YamlText] = {}
+    for file in files:
+        _refuse_same_names(file, sources)
+        sources |= file.to_specs(secrets)
+        texts |= dict.fromkeys(file.chosen, file.text)
+    catalog = Catalog(
+        name=", ".join(dict.fromkeys(file.model.name for file in files)),
+        title="; ".join(dict.fromkeys(file.model.title for file in files)),
+        sources=sources,
+        paths=tuple(dict.fromkeys(file.text.path for file in files)),
+        opened_as=tuple(_from_anywhere(name) for name in listed),
     )
-
-
-def check_options(spec: SourceSpec, *known: str) -> None:
-    """Raise CatalogError if ``spec.options`` has a key that its loader does not know."""
-    for key in spec.options:
-        if key not in known:
-            cure = suggest(key, known) if known else f"{spec.loader} has no options"
-            msg = f"{spec.origin}: options.{key} of {spec.name}: unknown key; {cure}"
-            raise CatalogError(msg)
+    _check_fallbacks(catalog, texts)
+    _refuse_two_providers(catalog, texts)
+    return catalog
 
 
 def json_schema() -> dict[str, Any]:
@@ -229,119 +151,101 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
-def _to_path(name_or_path: str | os.PathLike[str]) -> Path:
+def _to_path_and_choice(name: CatalogName) -> tuple[Path, tuple[str, ...]]:
+    match = _CHOICE.fullmatch(name) if isinstance(name, str) else None
+    if match is None:
+        return _to_path(name), ()
+    chosen = tuple(part.strip() for part in match["sources"].split(","))
+    return _to_path(match["catalog"]), chosen
+
+
+def _from_anywhere(name: CatalogName) -> str:
+    """Return the name of a shipped catalog as it is, and a path absolute."""
+    path, chosen = _to_path_and_choice(name)
+    if path.parent == catalog_folder():
+        return str(name)
+    return f"{path.absolute()}:{','.join(chosen)}" if chosen else str(path.absolute())
+
+
+def _to_path(name_or_path: CatalogName) -> Path:
     path = Path(name_or_path)
     if path.suffix in {".yml", ".yaml"} or len(path.parts) > 1:
         return path
-    shipped = catalog_folder() / f"{path}.yml"
-    if shipped.is_file() and path.name != "variables":
-        return shipped
-    names = sorted(p.stem for p in catalog_folder().glob("*.yml") if p.stem != "variables")
+    if path.name in _shipped():
+        return catalog_folder() / f"{path}.yml"
     msg = (
-        f"no catalog called {str(path)!r} ships with smgrid; {suggest(str(path), names)}; "
+        f"no catalog called {str(path)!r} ships with smgrid; {suggest(str(path), _shipped())}; "
         "for your own, give the path of its .yml file"
     )
     raise CatalogError(msg)
 
 
-def _to_spec(text: YamlText, name: str, source: SourceText) -> SourceSpec:
-    here: Location = ("sources", name)
-    _check_names(text, here, source)
-    paths = [
-        _anchor(text, (*here, "paths", number), path) for number, path in enumerate(source.paths)
-    ]
-    assets = dict(source.assets)
-    if not source.stac and not source.paths:
-        assets = {key: _anchor(text, (*here, "assets", key), path) for key, path in assets.items()}
-    stac = None
-    if source.stac:
-        href = _anchor(text, (*here, "stac", "href"), source.stac.href)
-        stac = StacQuery(**(source.stac.model_dump() | {"href": href}))
-    fields = source.model_dump() | {
-        "name": name,
-        "provides": tuple(source.provides),
-        "credentials": tuple(source.credentials),
-        "fallbacks": tuple(source.fallbacks),
-        "paths": tuple(paths),
-        "assets": assets,
-        "stac": stac,
-        "native_resolution": source.native_resolution or 0.0,
-        "origin": text.where(here),
-    }
-    spec = SourceSpec(**fields)
-    resolve_loader(spec)
-    return spec
+def _shipped() -> list[str]:
+    return sorted(p.stem for p in catalog_folder().glob("*.yml") if p.stem != "variables")
 
 
-def _check_names(text: YamlText, here: Location, source: SourceText) -> None:
-    variables = load_variables()
-    for number, name in enumerate(source.provides):
-        if name not in variables:
-            problem = f"{name!r} is not a variable of smgrid; {suggest(name, list(variables))}"
-            raise text.mistake((*here, "provides", number), problem)
-    known = [*source.provides, *source.assets]
-    for table in ("units", "scale", "offset"):
-        for key in getattr(source, table):
-            if key not in known:
-                problem = f"is neither in provides nor in assets; {suggest(key, known)}"
-                raise text.mistake((*here, table, key), problem)
-    if {"vv", "vh"} & set(source.provides) and source.convention is None:
-        problem = "is missing; backscatter is either sigma0 or gamma0, see the provider's guide"
-        raise text.mistake((*here, "convention"), problem)
-    series = [name for name in source.provides if variables[name].kind == "series"]
-    if series and source.native_resolution is None:
-        problem = f"is missing; {series[0]} is kept near the provider's pixel size, give it [m]"
-        raise text.mistake((*here, "native_resolution"), problem)
-    if source.crs is not None:
-        _check_crs(text, (*here, "crs"), source.crs)
-    if source.first_day and source.last_day and source.first_day > source.last_day:
-        raise text.mistake((*here, "last_day"), f"is before first_day ({source.first_day})")
+def _refuse_same_names(file: CatalogFile, sources: Mapping[str, SourceSpec]) -> None:
+    for name in file.chosen:
+        if name in sources:
+            problem = f"{sources[name].origin} has a source of that name as well; rename one"
+            raise file.text.mistake(("sources", name), problem)
 
 
-def _check_crs(text: YamlText, location: Location, crs: str) -> None:
-    try:
-        CRS.from_user_input(crs)
-    except CRSError as cause:
-        problem = f"{crs!r} is not a CRS; write EPSG:<code>, ESRI:<code> or WKT"
-        raise text.mistake(location, problem) from cause
-
-
-def _anchor(text: YamlText, location: Location, path: str) -> str:
-    """Return `path` with the environment filled in, absolute, and known to exist if local."""
-    for variable in _ENVIRONMENT.findall(path):
-        if variable not in os.environ:
-            problem = f"the environment variable {variable} is not set; set it before opening"
-            raise text.mistake(location, problem)
-    path = _ENVIRONMENT.sub(lambda match: os.environ[match[1]], path)
-    if is_url(path):
-        return path
-    folder = str(text.path.absolute().parent)
-    folder = glob.escape(folder) if glob.has_magic(path) else folder
-    absolute = os.path.normpath(Path(folder, Path(path).expanduser()))
-    if not _match(absolute):
-        problem = f"no file matches {absolute}; correct it or create the file"
-        raise text.mistake(location, problem)
-    return absolute
-
-
-def _match(path: str) -> list[str]:
-    if Path(path).exists():
-        return [path]
-    return sorted(glob.glob(path, recursive=True))  # noqa: PTH207 (Path.glob takes no absolute one)
-
-
-def _refuse_two_providers(text: YamlText, sources: Mapping[str, SourceSpec]) -> None:
+def _refuse_two_providers(catalog: Catalog, texts: Mapping[str, YamlText]) -> None:
     owners: dict[str, SourceSpec] = {}
-    for spec in sources.values():
+    for spec in catalog.loaded:
         for number, name in enumerate(spec.provides):
             if name in owners:
                 first = owners[name]
                 problem = (
-                    f"{name!r} is provided by {first.name} ({first.origin}) as well; "
-                    "remove it from one of them"
+                    f"{name!r} is provided by {first.name} ({first.origin}) as well; remove it "
+                    f"from one of them, choose sources (<catalog>:<source>,...), or name one in "
+                    f"fallbacks: of the other"
                 )
-                raise text.mistake(("sources", spec.name, "provides", number), problem)
+                where = ("sources", spec.name, "provides", number)
+                raise texts[spec.name].mistake(where, problem)
             owners[name] = spec
+
+
+def _check_fallbacks(catalog: Catalog, texts: Mapping[str, YamlText]) -> None:
+    for spec in catalog.sources.values():
+        for number, name in enumerate(spec.fallbacks):
+            if problem := _wrong_fallback(catalog, spec, name):
+                where = ("sources", spec.name, "fallbacks", number)
+                raise texts[spec.name].mistake(where, problem)
+
+
+def _wrong_fallback(catalog: Catalog, spec: SourceSpec, name: str) -> str:
+    """Return why the source called `name` cannot stand in for `spec`; empty if it can."""
+    if name not in catalog.sources:
+        others = [other for other in catalog.sources if other != spec.name]
+        return f"there is no source called {name!r}; {suggest(name, others)}"
+    other = catalog.sources[name]
+    if spec.name in _names_behind(catalog, other):
+        return f"{name!r} stands in for {spec.name} and {spec.name} for it; remove one of the two"
+    missing = [variable for variable in spec.provides if variable not in other.provides]
+    if missing:
+        return f"{name!r} ({other.origin}) does not provide {missing[0]!r}, as {spec.name} does"
+    if other.kind != spec.kind:
+        return f"{name!r} ({other.origin}) is of kind {other.kind}, {spec.name} of {spec.kind}"
+    if other.convention != spec.convention:
+        return (
+            f"{name!r} ({other.origin}) is {other.convention}, {spec.name} is {spec.convention}; "
+            "the two must not be mixed in one series"
+        )
+    return ""
+
+
+def _names_behind(catalog: Catalog, spec: SourceSpec) -> set[str]:
+    """Return the names of a source and of all that stand in for it, circles or not."""
+    seen: set[str] = set()
+    ahead = [spec.name]
+    while ahead:
+        name = ahead.pop()
+        if name not in seen and name in catalog.sources:
+            seen.add(name)
+            ahead += catalog.sources[name].fallbacks
+    return seen
 
 
 if __name__ == "__main__":

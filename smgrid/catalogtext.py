@@ -34,7 +34,7 @@ class SourceText(StrictModel):
     provides: Annotated[list[str], Field(min_length=1)]
     """Canonical variables."""
     paths: list[str] = Field(default_factory=list)
-    """Files, globs or URLs; relative to this file; ${VAR} from the environment."""
+    """Files, globs or URLs; relative to this file; ${VAR} from the environment (no secrets)."""
     stac: StacText | None = None
     """A STAC collection."""
     assets: dict[str, str] = Field(default_factory=dict)
@@ -65,7 +65,8 @@ class SourceText(StrictModel):
     )
     """Environment variables that hold what the provider asks for, never the values themselves."""
     fallbacks: list[str] = Field(default_factory=list)
-    """Other sources of this file that fill the dates which this one lacks, in order."""
+    """Other sources, of this file or of those opened with it, that stand in for this one where it
+    has nothing: dates, passes, or, for static data, regions; in order."""
     licence: str = ""
     """SPDX identifier or name of the data's licence."""
     citation: str = ""

@@ -134,13 +134,19 @@ def demo(
 
 @app.command()
 def build(
-    store: Annotated[Path, typer.Argument(help="Zarr store to write or to go on writing.")],
+    store: Annotated[
+        str, typer.Argument(help="Zarr store to write or to go on writing: a folder or a URL.")
+    ],
     period: Annotated[
         tuple[str, str], typer.Option(help="First and last day of all inputs (over a year).")
     ],
     catalog: Annotated[
-        str, typer.Option(help="Name of a shipped catalog, or path of your own.")
-    ] = "planetary-computer",
+        list[str] | None,
+        typer.Option(
+            help="Shipped catalog or your own file, default planetary-computer; repeat it to "
+            "combine several, or take single sources: earthdata:smap-l3."
+        ),
+    ] = None,
     bbox: Annotated[
         tuple[float, float, float, float] | None,
         typer.Option(help="West south east north, degrees."),
@@ -169,7 +175,12 @@ def build(
 
     grid = make_grid(bbox, outline=outline, resolution=resolution, crs=crs)
     cube = load_cube(
-        grid, period, catalog=catalog, scenes=scenes, convention=convention, chunks=tile
+        grid,
+        period,
+        catalog=catalog or "planetary-computer",
+        scenes=scenes,
+        convention=convention,
+        chunks=tile,
     )
     with _bar() as bar:
         report = write_cube(cube, store, shard=tile, progress=_Units(bar))
@@ -178,7 +189,7 @@ def build(
 
 @app.command()
 def train(
-    store: Annotated[Path, typer.Argument(help="Cube to draw samples from.")],
+    store: Annotated[str, typer.Argument(help="Cube to draw samples from.")],
     stations: Annotated[Path, typer.Option(help="ISMN archive: zip file or folder.")],
     out: Annotated[Path, typer.Option(help="Folder of the ensemble to write.")],
     layout: Annotated[Layout, typer.Option(help="Named feature layout.")] = "smgrid-1",
@@ -224,8 +235,8 @@ def train(
 
 @app.command("map")
 def map_(
-    store: Annotated[Path, typer.Argument(help="Cube to read.")],
-    out: Annotated[Path, typer.Option(help="Zarr store of the map.")],
+    store: Annotated[str, typer.Argument(help="Cube to read: a folder or a URL.")],
+    out: Annotated[str, typer.Option(help="Zarr store of the map: a folder or a URL.")],
     ensemble: Annotated[
         str, typer.Option(help="'densesm-9km', a bundle, or a folder of published weights.")
     ] = "densesm-9km",
@@ -256,11 +267,11 @@ def map_(
 
 @app.command()
 def plot(
-    store: Annotated[Path, typer.Argument(help="Map that smgrid wrote.")],
+    store: Annotated[str, typer.Argument(help="Map that smgrid wrote: a folder or a URL.")],
     out: Annotated[Path, typer.Option(help="PNG file to write.")],
     date: Annotated[str | None, typer.Option(help="Show the acquisition nearest to it.")] = None,
     cube: Annotated[
-        Path | None, typer.Option(help="Cube of the map, to draw the rain beside it.")
+        str | None, typer.Option(help="Cube of the map, to draw the rain beside it.")
     ] = None,
 ) -> None:
     """Draw a map, its spread, and the mean of the region over time.
@@ -280,7 +291,7 @@ def plot(
 
 @app.command()
 def inspect(
-    store: Annotated[Path, typer.Argument(help="Cube or map that smgrid wrote.")],
+    store: Annotated[str, typer.Argument(help="Cube or map: a folder or a URL.")],
 ) -> None:
     """Show what a store holds: variables, grids, completeness, size, provenance.
 
@@ -291,7 +302,59 @@ def inspect(
     _say(str(inspect_store(store)))
 
 
-def _print_report(store: Path, report: "WriteReport") -> None:
+@app.command()
+def update(
+    store: Annotated[str, typer.Argument(help="Cube to extend: a folder or a URL.")],
+    until: Annotated[str, typer.Option(help="Last day of all inputs.")],
+    catalog: Annotated[
+        str | None, typer.Option(help="Where the catalog is now, if it was moved.")
+    ] = None,
+    provisional_days: Annotated[
+        int, typer.Option(help="Days of weather and NDVI to compute again before the old end.")
+    ] = 92,
+    provisional_scene_days: Annotated[
+        int, typer.Option(help="The same for acquisitions; each is read again.")
+    ] = 0,
+) -> None:
+    """Add new acquisitions and days to a cube, from the catalog that it was built with.
+
+    Example: smgrid update cube.zarr --until 2025-03-31
+    """
+    from smgrid.cube.update import update_cube
+
+    with _bar() as bar:
+        report = update_cube(
+            store,
+            until=until,
+            catalog=catalog,
+            provisional_days=provisional_days,
+            provisional_scene_days=provisional_scene_days,
+            progress=_Units(bar),
+        )
+    _say(f"{store}: {report.written} of {report.total} units written now, complete")
+    for group, steps in report.late.items():
+        _say(f"  /{group}: too late to be added, build a new store for {', '.join(steps)}")
+    for group, steps in report.withdrawn.items():
+        _say(f"  /{group}: kept, though not offered any more: {', '.join(steps)}")
+
+
+@app.command()
+def verify(
+    store: Annotated[str, typer.Argument(help="Cube or map: a folder or a URL.")],
+) -> None:
+    """Read a whole store and compare it with what was written; exit code 4 if it is not sound.
+
+    Example: smgrid verify cube.zarr
+    """
+    from smgrid.cube.verify import verify as verify_store
+
+    report = verify_store(store)
+    _say(str(report))
+    if not report.ok:
+        raise typer.Exit(StoreError.exit_code)
+
+
+def _print_report(store: str, report: "WriteReport") -> None:
     _say(f"{store}: {report.written} of {report.total} units written now, complete")
 
 

@@ -4,7 +4,7 @@ Every message names the input, what was expected, what was found and what to do.
 what the command line returns for that cause; 1 is left to unexpected failures and 2 to bad usage.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class SmgridError(Exception):
@@ -43,6 +43,32 @@ class SourceError(SmgridError):
     exit_code: ClassVar[int] = 3
 
 
+class AssetError(SourceError):
+    """One file of a provider could not be read, after as many attempts as are worth it.
+
+    Parameters
+    ----------
+    message
+        For people.
+    asset
+        The file as the provider names it, without signature.
+    attempts
+        How often it was tried.
+    reason
+        What went wrong the last time.
+    """
+
+    def __init__(
+        self, message: str, *, asset: str = "", attempts: int = 1, reason: str = ""
+    ) -> None:
+        # Only the message is an argument of the exception: the rest travels between processes in
+        # its dictionary.
+        super().__init__(message)
+        self.asset = asset
+        self.attempts = attempts
+        self.reason = reason
+
+
 class NoDataError(SourceError):
     """A region and period hold no usable data of a required input."""
 
@@ -63,6 +89,26 @@ class TemplateMismatchError(StoreError):
 
 class IncompleteStoreError(StoreError):
     """A store lacks units of work that its template promises."""
+
+
+class UnitsFailedError(StoreError):
+    """Units of a store could not be written; all others are there.
+
+    Parameters
+    ----------
+    message
+        For people.
+    report
+        What the write did, with the units that failed (`smgrid.cube.store.WriteReport`).
+    """
+
+    def __init__(self, message: str, *, report: Any = None) -> None:
+        super().__init__(message)
+        self.report = report
+
+
+class StoreInUseError(StoreError):
+    """Another process writes to the store."""
 
 
 class LayoutError(SmgridError, ValueError):

@@ -6,7 +6,6 @@ import pickle
 from datetime import date
 
 import pytest
-import yaml
 
 from smgrid.catalog import (
     SourceSpec,
@@ -15,12 +14,11 @@ from smgrid.catalog import (
     find_files,
     json_schema,
     open_catalog,
+    require_credentials,
     resolve_loader,
 )
-from smgrid.catalogtext import CatalogText
 from smgrid.errors import CatalogError, ConfigError, SourceError
 from smgrid.schema import catalog_folder
-from smgrid.yamltext import check_model, read_yaml
 
 HEADER = "smgrid_catalog: 1\nname: flanders\ntitle: A test\nsources:\n"
 STAC = """\
@@ -122,6 +120,14 @@ def test_first_and_last_day(tmp_path):
     body = SITE + "    first_day: 2015-01-01\n    last_day: 2016-12-31\n"
     spec = open_catalog(write(tmp_path, body)).sources["site"]
     assert (spec.first_day, spec.last_day) == (date(2015, 1, 1), date(2016, 12, 31))
+
+
+@pytest.fixture(autouse=True)
+def _no_secrets(monkeypatch):
+    """So that a path with a secret is refused for that, not because it is not set."""
+    for name in ("MY_KEYRING", "KEYRING", "EDH_TOKEN"):
+        monkeypatch.setenv(name, "sesame")
+    monkeypatch.setenv("SITE_URL", "https://me:sesame@example.org")
 
 
 def replaced(old, new, body=STAC):
@@ -248,6 +254,84 @@ MISTAKES = {
         11,
         r"scale\.silt: is neither in provides nor in assets; .*",
     ),
+    "secret in a path": (
+        SITE
+        + '    paths: ["https://${MY_KEYRING}@example.org/x.nc"]\n    credentials: [MY_KEYRING]\n',
+        11,
+        r"paths\.0: \$\{MY_KEYRING\} is a secret, .* name it in credentials: of the source",
+    ),
+    "secret of another source": (
+        SITE
+        + '    paths: ["https://example.org/${KEYRING}"]\n'
+        + STAC
+        + "    credentials: [KEYRING]\n",
+        11,
+        r"paths\.0: \$\{KEYRING\} is a secret",
+    ),
+    "secret by its name": (
+        replaced("https://example.org/stac/v1", '"https://x:${EDH_TOKEN}@example.org"'),
+        8,
+        r"stac\.href: \$\{EDH_TOKEN\} is a secret",
+    ),
+    "password": (
+        replaced("https://example.org", "https://x:y@example.org"),
+        8,
+        r"stac\.href: a URL with a password ends up in stores and logs; use credentials:",
+    ),
+    "secret in an option": (
+        SITE + '      deep: [1, {path: "/x/${MY_KEYRING}"}]\n    credentials: [MY_KEYRING]\n',
+        11,
+        r"options\.deep\.1\.path: \$\{MY_KEYRING\} is a secret, and this is written",
+    ),
+    "password from the environment": (
+        SITE + '    paths: ["${SITE_URL}/x.nc"]\n',
+        11,
+        r"paths\.0: a URL with a password ends up",
+    ),
+    "value for a credential": (
+        SITE + "    credentials: [eyJhbGciOiJ9.secret]\n",
+        11,
+        r"credentials\.0: String should match pattern",
+    ),
+    "unknown fallback": (
+        SITE + "    fallbacks: [survay]\n" + SITE.replace("site:", "survey:", 1),
+        11,
+        r"fallbacks\.0: there is no source called 'survay'; did you mean 'survey'\?",
+    ),
+    "fallback to itself": (
+        SITE + "    fallbacks: [site]\n",
+        11,
+        r"fallbacks\.0: 'site' stands in for site and site for it",
+    ),
+    "fallbacks in a circle": (
+        "".join(
+            SITE.replace("site:", f"{one}:", 1) + f"    fallbacks: [{other}]\n"
+            for one, other in (("a", "b"), ("b", "c"), ("c", "a"))
+        ),
+        11,
+        r"fallbacks\.0: 'b' stands in for a and a for it; remove one of the two",
+    ),
+    "fallback with less": (
+        SITE
+        + "    fallbacks: [survey]\n"
+        + SITE.replace("site:", "survey:", 1).replace("[sand, clay]", "[sand, bdod]"),
+        11,
+        r"fallbacks\.0: 'survey' \(catalog\.yml, line 12\) does not provide 'clay', as site does",
+    ),
+    "fallback of another kind": (
+        SITE
+        + "    fallbacks: [survey]\n"
+        + SITE.replace("site:", "survey:", 1).replace("[sand, clay]", "[sand, clay, angle]"),
+        11,
+        r"fallbacks\.0: 'survey' .* is of kind scene, site of static",
+    ),
+    "fallback of another convention": (
+        STAC
+        + "    fallbacks: [grd]\n"
+        + STAC.replace("radar:", "grd:").replace("gamma0", "sigma0"),
+        13,
+        r"fallbacks\.0: 'grd' .* is sigma0, radar is gamma0; the two must not be mixed",
+    ),
     "broken yaml": (SITE + "    note: [open\n", 12, r"expected ',' or '\]'"),
     "no sources": ("  {}\n", 4, r"sources: Dictionary should have at least 1 item"),
 }
@@ -259,6 +343,7 @@ def test_a_mistake_is_refused_with_its_line(tmp_path, name):
     with pytest.raises(CatalogError, match=message) as raised:
         open_catalog(write(tmp_path, body))
     assert str(raised.value).startswith(f"catalog.yml, line {line}:")
+    assert "sesame" not in str(raised.value)
 
 
 def test_every_mistake_of_form_is_listed_at_once(tmp_path):
@@ -354,42 +439,115 @@ def test_the_json_schema_describes_every_field_of_a_spec():
     assert all(entry["description"] for entry in described.values())
 
 
-SHIPPED = sorted(path.stem for path in catalog_folder().glob("*.yml") if path.stem != "variables")
+FALLBACKS = SITE + "    fallbacks: [survey]\n" + SITE.replace("site:", "survey:", 1)
 
 
-@pytest.mark.parametrize("name", SHIPPED)
-def test_every_shipped_catalog_is_valid(name):
-    shipped = read_yaml(catalog_folder() / f"{name}.yml", error=CatalogError)
-    model = check_model(shipped, CatalogText)
-    assert model.name == name
-    for source in model.sources.values():
-        assert source.note or source.licence
+def test_a_source_that_stands_in_for_another_is_not_loaded_itself(tmp_path):
+    third = SITE.replace("site:", "world:", 1).replace("[sand, clay]", "[clay, sand, bdod]")
+    body = FALLBACKS + "    fallbacks: [world]\n" + third + STAC
+    opened = open_catalog(write(tmp_path, body))
+    assert list(opened.sources) == ["site", "survey", "world", "radar"]
+    assert [spec.name for spec in opened.loaded] == ["site", "radar"]
+    assert opened.provider_of("sand").name == "site"
+    chain = opened.chain_of(opened.sources["site"])
+    assert [spec.name for spec in chain] == ["site", "survey", "world"]
+    assert opened.chain_of(opened.sources["radar"]) == (opened.sources["radar"],)
+    with pytest.raises(CatalogError, match="no source provides 'bdod'"):
+        opened.provider_of("bdod")
 
 
-def test_planetary_computer_is_shipped_and_says_what_it_cannot_provide():
-    assert "planetary-computer" in SHIPPED
-    opened = open_catalog("planetary-computer")
-    assert all(spec.licence and spec.citation for spec in opened.sources.values())
-    assert opened.provider_of("vv").convention == "gamma0"
-    assert opened.provider_of("vv").stac.sign == "planetary-computer"
-    with pytest.raises(CatalogError, match="no source provides 'sand'"):
-        opened.provider_of("sand")
+def test_the_order_of_fallbacks_is_that_of_the_catalog(tmp_path):
+    body = SITE + "    fallbacks: [second, first]\n"
+    for name, others in (("first", ""), ("second", "    fallbacks: [last]\n"), ("last", "")):
+        body += SITE.replace("site:", f"{name}:", 1) + others
+    opened = open_catalog(write(tmp_path, body))
+    chain = opened.chain_of(opened.sources["site"])
+    assert [spec.name for spec in chain] == ["site", "second", "last", "first"]
 
 
-def test_the_blocks_shown_in_planetary_computer_are_valid(tmp_path):
-    text = (catalog_folder() / "planetary-computer.yml").read_text()
-    guidance = text[text.index("# What to add") :]
-    blocks = [line[2:] for line in guidance.splitlines() if line.startswith("#   ")]
-    shown = yaml.safe_load("\n".join(blocks))
-    assert set(shown) == {"era5-land", "soilgrids", "angles", "site"}
-    for name in ("sand", "clay", "bdod"):
-        (tmp_path / "soilgrids").mkdir(exist_ok=True)
-        (tmp_path / f"soilgrids/{name}_0-5cm_mean.tif").touch()
-    for name in ("era5-land/2024.nc", "angles/catalog.json"):
-        (tmp_path / name).parent.mkdir()
-        (tmp_path / name).touch()
-    site = shown.pop("site")
-    for number, sources in enumerate((shown, {"site": site})):
-        body = yaml.safe_dump(sources, sort_keys=False, indent=2)
-        indented = "".join(f"  {line}\n" for line in body.splitlines())
-        open_catalog(write(tmp_path, indented, name=f"{number}.yml"))
+def test_several_catalogs_are_opened_as_one(tmp_path):
+    one = write(tmp_path, STAC, name="one.yml")
+    two = write(tmp_path, SITE, header=HEADER.replace("flanders", "soil"), name="two.yml")
+    opened = open_catalog([one, str(two)])
+    assert list(opened.sources) == ["radar", "site"]
+    assert (opened.name, opened.title) == ("flanders, soil", "A test")
+    assert opened.paths == (one, two)
+    assert opened.sources["site"].origin == "two.yml, line 5"
+    with pytest.raises(CatalogError, match=r"^one\.yml, two\.yml: no source provides 'bdod'"):
+        opened.provider_of("bdod")
+    with pytest.raises(CatalogError, match="no catalog was given"):
+        open_catalog([])
+
+
+def test_a_catalog_knows_how_to_open_it_again(tmp_path, monkeypatch):
+    write(tmp_path, STAC + SITE, name="one.yml")
+    monkeypatch.chdir(tmp_path)
+    opened = open_catalog("one.yml:site, radar")
+    assert opened.opened_as == (f"{tmp_path}/one.yml:site,radar",)
+    assert open_catalog("one.yml").opened_as == (f"{tmp_path}/one.yml",)
+    assert open_catalog("soilgrids:soilgrids").opened_as == ("soilgrids:soilgrids",)
+    monkeypatch.chdir("/")
+    again = open_catalog(opened.opened_as)
+    assert (again.sources, again.opened_as) == (opened.sources, opened.opened_as)
+
+
+def test_catalogs_that_provide_the_same_do_not_go_together(tmp_path):
+    one, two = write(tmp_path, SITE, name="one.yml"), write(tmp_path, SITE, name="two.yml")
+    message = r"two\.yml, line 5: sources\.site: one\.yml, line 5 has a source of that name as well"
+    with pytest.raises(CatalogError, match=message):
+        open_catalog([one, two])
+    write(tmp_path, SITE.replace("site:", "survey:", 1), name="two.yml")
+    message = (
+        r"two\.yml, line 7: sources\.survey\.provides\.0: 'sand' is provided by site \(one\.yml, "
+        r"line 5\) as well; .* choose sources \(<catalog>:<source>,\.\.\.\)"
+    )
+    with pytest.raises(CatalogError, match=message):
+        open_catalog([one, two])
+
+
+def test_a_fallback_may_stand_in_a_later_catalog(tmp_path):
+    one = write(tmp_path, SITE + "    fallbacks: [survey]\n", name="one.yml")
+    two = write(tmp_path, SITE.replace("site:", "survey:", 1), name="two.yml")
+    opened = open_catalog([one, two])
+    assert [spec.name for spec in opened.loaded] == ["site"]
+    with pytest.raises(CatalogError, match="there is no source called 'survey'"):
+        open_catalog(one)
+
+
+def test_sources_of_a_catalog_can_be_chosen(tmp_path):
+    path = write(tmp_path, FALLBACKS + STAC)
+    assert list(open_catalog(f"{path}:radar").sources) == ["radar"]
+    assert list(open_catalog(f"{path}:site").sources) == ["site", "survey"]
+    assert list(open_catalog(f"{path}:radar, survey").sources) == ["survey", "radar"]
+    assert list(open_catalog([f"{path}:radar", f"{path}:survey"]).sources) == ["radar", "survey"]
+    message = r"catalog\.yml, line 4: sources: has no source called 'rada'; did you mean 'radar'\?"
+    with pytest.raises(CatalogError, match=message):
+        open_catalog(f"{path}:rada")
+
+
+def test_what_is_not_chosen_need_not_exist(tmp_path):
+    path = write(tmp_path, SITE + STAC + '    paths: ["${SMGRID_NOT_SET}/x.nc"]\n')
+    assert list(open_catalog(f"{path}:site").sources) == ["site"]
+    with pytest.raises(CatalogError, match="SMGRID_NOT_SET is not set"):
+        open_catalog(path)
+
+
+def test_missing_credentials_are_named_with_source_and_cure(monkeypatch):
+    monkeypatch.setenv("SET", "sesame")
+    monkeypatch.setenv("EMPTY", "")
+    monkeypatch.delenv("NOT_SET", raising=False)
+    specs = [
+        SourceSpec("one", "m:f", ("vv",), credentials=("SET", "NOT_SET"), origin="c.yml, line 2"),
+        SourceSpec("two", "m:f", ("vv",), credentials=("EMPTY",), note="ask them"),
+        SourceSpec("three", "m:f", ("vv",), credentials=("SET",)),
+    ]
+    require_credentials(specs[2:])
+    with pytest.raises(ConfigError) as raised:
+        require_credentials(specs)
+    first, second = str(raised.value).splitlines()
+    assert first == (
+        "c.yml, line 2: one needs the environment variable NOT_SET, which is not set; set it, or "
+        "remove the source"
+    )
+    assert "two needs the environment variable EMPTY, which is not set (ask them);" in second
+    assert "sesame" not in str(raised.value)

@@ -1,8 +1,7 @@
 """Sources become one lazy cube: every variable on its nested grid, checked against the schema."""
 
-import json
-from collections.abc import Iterable
-from os import PathLike
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import dask.array as da
@@ -10,12 +9,18 @@ import numpy as np
 import xarray as xr
 from odc.geo.geobox import GeoBox
 
-from smgrid.catalog import Catalog, SourceSpec, open_catalog
+from smgrid.catalog import (
+    Catalog,
+    CatalogName,
+    SourceSpec,
+    open_catalog,
+    require_credentials,
+)
 from smgrid.cube.convention import Convention, convert_convention
-from smgrid.errors import NoDataError, SourceError, WindowError
+from smgrid.errors import CatalogError, NoDataError, SourceError, WindowError
 from smgrid.grid import coarsen_grid, nesting_factor
-from smgrid.schema import describe, load_variables, validate
-from smgrid.sources import load_source
+from smgrid.schema import describe, validate
+from smgrid.sources.fallback import load_chain, sources_needed
 from smgrid.windows import WINDOW_DAYS, Period
 
 DEFAULT_CHUNK = 512
@@ -25,7 +30,7 @@ def load_cube(
     grid: GeoBox,
     period: Any,
     *,
-    catalog: str | PathLike[str] | Catalog = "planetary-computer",
+    catalog: CatalogName | Sequence[CatalogName] | Catalog = "planetary-computer",
     scenes: Any = None,
     convention: Convention | None = None,
     chunks: int = DEFAULT_CHUNK,
@@ -41,12 +46,14 @@ def load_cube(
         a year of NDVI and weather before it, so this spans at least 368 days when the catalog
         provides such series.
     catalog
-        Name of a catalog that smgrid ships, path of your own, or an open `Catalog`.
+        Name of a catalog that smgrid ships, path of your own, several of them in a sequence, or an
+        open `Catalog`; see `open_catalog`.
     scenes
         Restrict the acquisitions to these days; the series still cover all of ``period``.
     convention
-        Convert backscatter to ``"sigma0"`` or ``"gamma0"`` by the ellipsoid incidence angle, which
-        is flagged as approximate; default: as the source provides it.
+        Convert backscatter to ``"sigma0"`` or ``"gamma0"`` by the product's own factor where a
+        source provides ``gamma0_to_sigma0``, else by the ellipsoid incidence angle, which is
+        flagged as approximate; default: as the source provides it.
     chunks
         Edge of a tile in base pixels: the unit of work and of memory.
 
@@ -54,10 +61,15 @@ def load_cube(
     -------
     xr.DataTree
         ``base`` with scene (time, y, x) and static (y, x) variables, ``x<k>`` with series
-        (date, y, x) on the grid k times coarser, ``labels`` on their own grid.
+        (date, y, x) on the grid k times coarser, ``labels`` on their own grid
+        (``labels_<source>`` where there are several sources of them). Where a source has fallbacks,
+        the coordinates ``source`` (time) and ``<variable>_source`` (date) tell which was used.
+        The attributes hold what `update_cube` needs to describe the same cube for a longer period.
 
     Raises
     ------
+    ConfigError
+        A credential is not set; found before anything is read.
     CatalogError, SourceError, NoDataError
         An input is not described well, cannot be read, or holds nothing here.
     WindowError
@@ -65,36 +77,59 @@ def load_cube(
     """
     catalog = catalog if isinstance(catalog, Catalog) else open_catalog(catalog)
     period = Period.parse(period)
-    scene_period = period if scenes is None else Period.parse(scenes)
+    scene_period = None if scenes is None else Period.parse(scenes)
     _check_period(catalog, period)
-    nodes: dict[str, list[xr.Dataset]] = {}
-    for spec in catalog.sources.values():
-        kind = _kind(spec)
-        factor = nesting_factor(grid, spec.native_resolution) if kind == "series" else 1
-        target = coarsen_grid(grid, factor) if kind == "series" else grid
-        days = scene_period if kind == "scene" else period
-        ds = load_source(spec, target, days, chunks=chunks)
-        name = {"series": f"x{factor}", "label": "labels"}.get(kind, "base")
-        nodes.setdefault(name, []).append(_with_source(ds, spec))
     groups: dict[str, xr.Dataset] = {}
-    for name, parts in nodes.items():
+    for name, parts in _load_nodes(catalog, grid, period, scene_period or period, chunks).items():
         groups |= _merge_base(parts) if name == "base" else _merge_series(name, parts)
     if convention is not None and "vv" in groups.get("base", {}):
         groups["base"] = convert_convention(groups["base"], convention)
     for ds in groups.values():
         validate(ds)
     tree = xr.DataTree.from_dict({f"/{name}": ds for name, ds in sorted(groups.items())})
-    tree.attrs = {
+    tree.attrs = _describe_call(catalog, period, scene_period, convention)
+    return tree
+
+
+def _load_nodes(
+    catalog: Catalog, grid: GeoBox, period: Period, scene_period: Period, chunks: int
+) -> dict[str, list[xr.Dataset]]:
+    """Return what the sources have by group."""
+    days = {spec.name: scene_period if spec.kind == "scene" else period for spec in catalog.loaded}
+    chains = {spec.name: catalog.chain_of(spec) for spec in catalog.loaded}
+    # All of them before the first search, which may take minutes.
+    require_credentials(
+        one for name, chain in chains.items() for one in sources_needed(chain, days[name])
+    )
+    nodes: dict[str, list[xr.Dataset]] = {}
+    for spec in catalog.loaded:
+        factor = nesting_factor(grid, spec.native_resolution) if spec.kind == "series" else 1
+        target = coarsen_grid(grid, factor) if spec.kind == "series" else grid
+        ds = load_chain(chains[spec.name], target, days[spec.name], chunks=chunks)
+        nodes.setdefault(_node(catalog, spec, factor), []).append(ds)
+    return nodes
+
+
+def _describe_call(
+    catalog: Catalog, period: Period, scenes: Period | None, convention: Convention | None
+) -> dict[str, Any]:
+    attrs: dict[str, Any] = {
         "title": catalog.title,
         "smgrid_catalog": catalog.name,
-        "smgrid_period": f"{period.start:%Y-%m-%d}/{period.end:%Y-%m-%d}",
+        "smgrid_period": str(period),
     }
-    return tree
+    if catalog.opened_as:
+        attrs["smgrid_catalog_path"] = list(catalog.opened_as)
+    if scenes is not None:
+        attrs["smgrid_scenes"] = str(scenes)
+    if convention is not None:
+        attrs["smgrid_convention"] = convention
+    return attrs
 
 
 def _check_period(catalog: Catalog, period: Period) -> None:
     days = (period.end - period.start).days + 1
-    if days < WINDOW_DAYS and any(_kind(s) == "series" for s in catalog.sources.values()):
+    if days < WINDOW_DAYS and any(spec.kind == "series" for spec in catalog.loaded):
         raise WindowError(
             f"the period {period.start:%Y-%m-%d} to {period.end:%Y-%m-%d} has {days} days; a model "
             f"looks back over one year, so no acquisition could be mapped. Begin at least "
@@ -103,32 +138,18 @@ def _check_period(catalog: Catalog, period: Period) -> None:
         )
 
 
-def _kind(spec: SourceSpec) -> str:
-    variables = load_variables()
-    kinds = {variables[name].kind for name in spec.provides if name in variables}
-    # `site` may state static values and an angle together: both live on the base grid.
-    for kind in ("series", "label", "scene"):
-        if kind in kinds:
-            return kind
-    return "static"
-
-
-def _with_source(ds: xr.Dataset, spec: SourceSpec) -> xr.Dataset:
-    """Record on each variable where it came from."""
-    for name in ds.data_vars:
-        ds[name].attrs.setdefault("source", spec.name)
-        ds[name].attrs.setdefault("source_settings", _settings(spec))
-        if spec.licence:
-            ds[name].attrs.setdefault("license", spec.licence)
-    return ds
-
-
-def _settings(spec: SourceSpec) -> str:
-    """Tell what decides the values besides the files: a store of another entry is another one."""
-    names = ("units", "scale", "offset", "nodata", "convention", "crs", "options", "loader")
-    stated = [(name, getattr(spec, name)) for name in names]
-    texts = [f"{k}: {json.dumps(v, sort_keys=True)}" for k, v in stated if v not in (None, {})]
-    return ", ".join(texts)
+def _node(catalog: Catalog, spec: SourceSpec, factor: int) -> str:
+    """Return the group of a source: labels keep their own grids, and so do their groups."""
+    if spec.kind == "series":
+        return f"x{factor}"
+    if spec.kind != "label":
+        return "base"
+    labels = [re.sub(r"\W", "_", one.name) for one in catalog.loaded if one.kind == "label"]
+    own = re.sub(r"\W", "_", spec.name)
+    if labels.count(own) > 1:
+        msg = f"{spec.origin}: another source of labels is called {own} as well; rename one"
+        raise CatalogError(msg)
+    return "labels" if len(labels) == 1 else f"labels_{own}"
 
 
 def _merge_base(parts: list[xr.Dataset]) -> dict[str, xr.Dataset]:
@@ -152,7 +173,7 @@ def _merge_base(parts: list[xr.Dataset]) -> dict[str, xr.Dataset]:
 
 
 def _per_acquisition(angle: xr.DataArray, scenes: xr.Dataset) -> xr.DataArray:
-    """Give every acquisition the angle of its relative orbit, lazily."""
+    """Give every acquisition the angle, or another layer, of its relative orbit, lazily."""
     name = str(angle.name)
     if "vv" not in scenes:
         raise SourceError(f"{name} is given per relative orbit, but no source gives acquisitions")
@@ -184,7 +205,7 @@ def _merge_series(name: str, parts: Iterable[xr.Dataset]) -> dict[str, xr.Datase
     groups: dict[str, xr.Dataset] = {}
     for ds in parts:
         key = name
-        if name in groups and name != "labels":
+        if name in groups:
             same = groups[name].indexes["date"].equals(ds.indexes["date"])
             key = name if same else f"{name}_{_cadence(ds)}"
         groups[key] = groups[key].assign(ds.data_vars) if key in groups else ds

@@ -8,6 +8,8 @@ from typing import Any
 import xarray as xr
 
 from smgrid.cube.coords import TIME_DIMS
+from smgrid.cube.failures import Failure, read_ledger
+from smgrid.cube.lock import Writer, is_alive, read_writers
 from smgrid.cube.opening import open_groups
 from smgrid.cube.record import MANIFEST_KEY, Status, read_record
 from smgrid.cube.storage import (
@@ -19,6 +21,9 @@ from smgrid.cube.storage import (
     read_json,
 )
 from smgrid.cube.tiling import Index, UnitSet, dates_of, present_shards
+
+_SHOWN = 20
+_SUMS = ("_sha256", "_sha256sums")  # of interest to `verify` alone
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,12 @@ class StoreReport:
     """The manifest; empty until the store is complete."""
     nbytes: int
     """Bytes on disk."""
+    failures: tuple[Failure, ...] = ()
+    """Units that are missing because they failed in the last write."""
+    writers: tuple[Writer, ...] = ()
+    """Processes that write to the store at this moment."""
+    is_updated: bool = False
+    """Whether an update is at work, or was interrupted and is to be run again."""
 
     @property
     def units(self) -> Units:
@@ -99,10 +110,19 @@ class StoreReport:
             f"{self.path}: {self.status}, {units.done} of {units.total} units, "
             f"{_size(self.nbytes)}, format {self.smgrid_format}"
         ]
+        lines += [
+            f"  written by process {writer.pid} on {writer.host} since {writer.since}"
+            for writer in self.writers
+        ]
+        if self.is_updated:
+            lines.append("  an update is at work or was interrupted: run it again to finish it")
         for group in self.groups:
             lines += ["", *_group_lines(group)]
-        if self.provenance:
-            lines += ["", "provenance", *_table(sorted(self.provenance.items()))]
+        if self.failures:
+            lines += ["", f"{len(self.failures)} units failed", *_failure_lines(self.failures)]
+        told = {k: v for k, v in self.provenance.items() if not k.endswith(_SUMS)}
+        if told:
+            lines += ["", "provenance", *_table(sorted(told.items()))]
         return "\n".join(lines)
 
 
@@ -120,7 +140,7 @@ def inspect(path: StorePath) -> StoreReport:
         record = read_record(store, path)
         sizes = list_sizes(store)
         present = present_shards(sizes)
-        opened = {} if record.status == "created" else open_groups(store, record)
+        opened = open_groups(store, record) if record.is_readable else {}
         groups = tuple(
             _report_group(
                 group,
@@ -142,6 +162,9 @@ def inspect(path: StorePath) -> StoreReport:
             groups=groups,
             provenance=read_json(store, MANIFEST_KEY) or {},
             nbytes=sum(sizes.values()),
+            failures=read_ledger(store),
+            writers=tuple(w for w in read_writers(store).values() if w and is_alive(w)),
+            is_updated=record.journal is not None,
         )
 
 
@@ -239,6 +262,12 @@ def _group_lines(group: GroupReport) -> list[str]:
         if units.done < units.total
     ]
     return ["; ".join(heading), *_table(rows_of_text), *late]
+
+
+def _failure_lines(failures: Sequence[Failure]) -> list[str]:
+    lines = [f"  {failure.unit}: {failure.reason}" for failure in failures[:_SHOWN]]
+    more = len(failures) - _SHOWN
+    return [*lines, f"  and {more} more"] if more > 0 else lines
 
 
 def _table(rows: Iterable[Sequence[Any]]) -> list[str]:

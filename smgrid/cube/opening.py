@@ -12,6 +12,7 @@ from zarr.abc.store import Store
 from smgrid.cube.coords import CRS_NAME
 from smgrid.cube.encoding import memory_attrs, opened_attrs
 from smgrid.cube.record import StoreRecord
+from smgrid.errors import StoreError
 
 
 def open_groups(store: Store, record: StoreRecord) -> dict[str, xr.Dataset]:
@@ -19,22 +20,39 @@ def open_groups(store: Store, record: StoreRecord) -> dict[str, xr.Dataset]:
 
     Values are lazy with one Dask chunk per shard, because that is what a unit of work reads;
     floats are float32. Coordinates are in memory.
+
+    Raises
+    ------
+    StoreError
+        If the metadata or a coordinate are damaged.
     """
+    try:
+        groups = _open_all(store)
+        return {
+            path: _to_memory_form(groups[path], content["arrays"])
+            for path, content in record.template["groups"].items()
+        }
+    except (ValueError, TypeError, KeyError, RuntimeError) as cause:
+        msg = (
+            f"{record.path}: zarr.json or a coordinate is damaged ({cause}); copy the store again, "
+            "or write to a new path"
+        )
+        raise StoreError(msg) from cause
+
+
+def _open_all(store: Store) -> dict[str, xr.Dataset]:
     readable: Any = store  # xarray's annotation leaves zarr stores out
     opened = xr.open_groups(
         readable,
         engine="zarr",
+        zarr_format=3,
         chunks=None,
         cache=False,
         consolidated=True,
         decode_coords="all",
         decode_times=CFDatetimeCoder(time_unit="ns"),
     )
-    groups = {name.strip("/"): ds for name, ds in opened.items()}
-    return {
-        path: _to_memory_form(groups[path], content["arrays"])
-        for path, content in record.template["groups"].items()
-    }
+    return {name.strip("/"): ds for name, ds in opened.items()}
 
 
 def _to_memory_form(ds: xr.Dataset, arrays: Mapping[str, Any]) -> xr.Dataset:

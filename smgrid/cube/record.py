@@ -1,7 +1,8 @@
 """What a store knows about itself: its template, its status and which of its units are done.
 
 ``_smgrid/template.json`` claims a folder before anything else is written; the root's metadata
-follow when all other metadata are there and carry the status, which is changed last of all.
+follow when all other metadata are there and carry the status, which is changed last of all. While
+there is the journal of an update, a store is incomplete whatever its root says.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,6 +11,9 @@ from typing import Any, Literal
 
 from zarr.abc.store import Store
 
+from smgrid.cube.checksums import write_part
+from smgrid.cube.journal import Journal, read_journal
+from smgrid.cube.shards import digest
 from smgrid.cube.storage import (
     list_top,
     read_bytes,
@@ -24,7 +28,9 @@ from smgrid.errors import StoreError, TemplateMismatchError
 PREFIX = "_smgrid"
 TEMPLATE_KEY = f"{PREFIX}/template.json"
 MANIFEST_KEY = f"{PREFIX}/manifest.json"
-_ROOT_KEY = "zarr.json"
+ROOT_KEY = "zarr.json"
+UNSUMMED = frozenset({TEMPLATE_KEY, ROOT_KEY})
+"""Files that the manifest covers by itself."""
 
 Status = Literal["created", "incomplete", "complete"]
 
@@ -38,6 +44,13 @@ class StoreRecord:
     """Record of the template, see `StoreTemplate.record`."""
     status: Status
     """``created`` while even the metadata are not all there."""
+    journal: Journal | None = None
+    """Of an update that has begun."""
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether metadata and coordinates are there, and not just being replaced."""
+        return self.status != "created" and not (self.journal and self.journal.files)
 
     @property
     def digest(self) -> str:
@@ -61,39 +74,64 @@ def read_record(store: Store, path: str) -> StoreRecord:
     Raises
     ------
     StoreError
-        If it is not a store of smgrid, or one of another format version.
+        If it is not a store of smgrid, one of another format version, or damaged.
     """
     template = read_json(store, TEMPLATE_KEY)
     if template is None:
         msg = f"{path} is not a store of smgrid (it has no {TEMPLATE_KEY}); give another path"
         raise StoreError(msg)
-    if template["smgrid_format"] != FORMAT:
+    _check_format(template, path)
+    journal = read_journal(store)
+    status = _read_status(store, path)
+    if journal is not None and status == "complete":
+        status = "incomplete"
+    return StoreRecord(path=path, template=template, status=status, journal=journal)
+
+
+def _check_format(template: Any, path: str) -> None:
+    version = template.get("smgrid_format") if isinstance(template, Mapping) else None
+    if not isinstance(version, int) or (version == FORMAT and "groups" not in template):
+        msg = f"{path}: {TEMPLATE_KEY} is damaged; copy the store again, or write to a new path"
+        raise StoreError(msg)
+    if version < FORMAT:
         msg = (
-            f"{path} has the format {template['smgrid_format']}, this smgrid reads {FORMAT}; "
-            "use the version of smgrid that its manifest names, or write it again"
+            f"{path} has the format {version} of an older smgrid, this one reads {FORMAT}; open it "
+            "with the version of smgrid that its manifest names, or build it again at a new path"
         )
         raise StoreError(msg)
-    return StoreRecord(path=path, template=template, status=_read_status(store))
+    if version > FORMAT:
+        msg = (
+            f"{path} has the format {version} of a newer smgrid, this one reads {FORMAT}; update "
+            "smgrid to open it or to go on writing it"
+        )
+        raise StoreError(msg)
 
 
-def _read_status(store: Store) -> Status:
-    root = read_json(store, _ROOT_KEY)
+def _read_status(store: Store, path: str) -> Status:
+    root = read_json(store, ROOT_KEY)
     if root is None:
         return "created"
-    return "complete" if root["attributes"]["smgrid_status"] == "complete" else "incomplete"
+    try:
+        status = root["attributes"]["smgrid_status"]
+    except (KeyError, TypeError) as cause:
+        msg = (
+            f"{path}: {ROOT_KEY} is damaged (it has no smgrid_status); copy the store again, or "
+            "write to a new path"
+        )
+        raise StoreError(msg) from cause
+    return "complete" if status == "complete" else "incomplete"
 
 
-def claim_store(store: Store, path: str, template: StoreTemplate) -> StoreRecord:
-    """Make the store of `template` at `path` unless it is there, and return its record.
+def find_record(store: Store, path: str, wanted: Mapping[str, Any]) -> StoreRecord | None:
+    """Return the record of the store at `path`, ``None`` if none was begun; write nothing.
 
     Raises
     ------
     TemplateMismatchError
-        If the store there is another one; the message lists what differs.
+        If the store there is another one than `wanted`; the message lists what differs.
     StoreError
-        If there is something else, or it cannot be written.
+        If there is something else.
     """
-    wanted = template.record()
     if read_bytes(store, TEMPLATE_KEY) is None:
         foreign = [name for name in list_top(store) if name != PREFIX]
         if foreign:
@@ -102,14 +140,37 @@ def claim_store(store: Store, path: str, template: StoreTemplate) -> StoreRecord
                 "give a new path, or remove it if it is not needed"
             )
             raise StoreError(msg)
-        write_json(store, TEMPLATE_KEY, wanted)
+        return None
     record = read_record(store, path)
     if record.template != wanted:
         raise TemplateMismatchError(_mismatch(path, differences(record.template, wanted)))
-    if record.status == "created":
-        for key, content in template.files().items():
-            write_bytes(store, key, content)
     return record
+
+
+def claim_store(store: Store, path: str, template: StoreTemplate) -> StoreRecord:
+    """Make the store of `template` at `path` unless it is there, and return its record.
+
+    Raises
+    ------
+    TemplateMismatchError, StoreError
+        As `find_record`, or if it cannot be written.
+    """
+    wanted = template.record()
+    record = find_record(store, path, wanted)
+    if record is None:
+        write_json(store, TEMPLATE_KEY, wanted)
+        record = read_record(store, path)
+    if record.status == "created":
+        write_files(store, template.files(), part=1)
+    return record
+
+
+def write_files(store: Store, files: Mapping[str, bytes], *, part: int) -> None:
+    """Write metadata and coordinates, and their sums as a numbered part before."""
+    sums = {key: digest(content) for key, content in files.items() if key not in UNSUMMED}
+    write_part(store, part, sums)
+    for key, content in files.items():
+        write_bytes(store, key, content)
 
 
 def _mismatch(path: str, found: list[str]) -> str:
@@ -133,9 +194,22 @@ def pending_units(sets: Iterable[UnitSet], keys: Iterable[str]) -> PendingUnits:
 
 def set_status(store: Store, status: Literal["incomplete", "complete"]) -> None:
     """Change the status in the root's attributes, as one replacement of one object."""
-    content = read_json(store, _ROOT_KEY)
+    content = _read_root(store)
+    if content["attributes"]["smgrid_status"] != status:
+        content["attributes"]["smgrid_status"] = status
+        write_json(store, ROOT_KEY, content)
+
+
+def root_digest(store: Store) -> str:
+    """Return the digest of the root's metadata, whatever the status in them."""
+    content = _read_root(store)
+    content["attributes"].pop("smgrid_status", None)
+    return digest_of(content)
+
+
+def _read_root(store: Store) -> dict[str, Any]:
+    content = read_json(store, ROOT_KEY)
     if content is None:
-        msg = f"the store has no {_ROOT_KEY} any more; write it to a new path"
+        msg = f"the store has no {ROOT_KEY} any more; write it to a new path"
         raise StoreError(msg)
-    content["attributes"]["smgrid_status"] = status
-    write_json(store, _ROOT_KEY, content)
+    return content

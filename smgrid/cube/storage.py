@@ -1,12 +1,14 @@
-"""The files of a store: open it by its path, read, write and list whole objects.
+"""The files of a store: open it by its path or URL, read, write and list whole objects.
 
-Everything that depends on where a store lives is here, so that another kind of storage is one more
-case of `open_store`.
+Everything that depends on where a store lives is here and, for object stores, in `objectstore`.
 """
 
 import asyncio
 import errno
 import json
+import os
+import re
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike, fspath
@@ -18,36 +20,46 @@ from zarr.buffer import cpu, default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
+from smgrid.cube.objectstore import UrlStore, normalise_url, open_url
 from smgrid.errors import StoreError
 
 StorePath = str | PathLike[str]
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
+_CRUSHED_URL = re.compile(r"[a-z][a-z0-9+]+:/(?!/)")
 
 
 def normalise_path(path: StorePath) -> str:
-    """Return `path` in the form in which every process of a cluster finds the same store."""
-    text = fspath(path)
-    if "://" in text:
-        scheme = text.partition("://")[0]
-        msg = (
-            f"{text}: a store can only be a local folder so far, not {scheme}://; write it to a "
-            "folder and copy the finished folder"
-        )
-        raise StoreError(msg)
-    return str(Path(text).expanduser().resolve())
-
-
-def open_store(path: StorePath, mode: Literal["read", "write"] = "read") -> Store:
-    """Return the zarr store at `path`.
+    """Return `path` in the form in which every process of a cluster finds the same store.
 
     Raises
     ------
     StoreError
-        If there is none to read, if `path` is a file, or if it is a URL.
+        If it is a URL that a store cannot have.
     """
-    folder = Path(normalise_path(path))
+    text = fspath(path)
+    if _CRUSHED_URL.match(text):
+        msg = f"{text} was a URL before it became a pathlib.Path, which drops a slash; give text"
+        raise StoreError(msg)
+    if "://" in text:
+        return normalise_url(text)
+    return str(Path(text).expanduser().resolve())
+
+
+def open_store(path: StorePath, mode: Literal["read", "write"] = "read") -> Store:
+    """Return the zarr store at `path`, a folder or a URL.
+
+    Raises
+    ------
+    StoreError
+        If there is no folder to read, if `path` is a file, or a URL that a store cannot have.
+    """
+    place = normalise_path(path)
+    if "://" in place:
+        return open_url(place, mode)
+    folder = Path(place)
     if folder.exists() and not folder.is_dir():
         msg = f"{folder} is a file, expected the folder of a store; give another path"
         raise StoreError(msg)
@@ -83,6 +95,8 @@ def explain_os_error(error: OSError, path: StorePath) -> str:
 
 def read_bytes(store: Store, key: str) -> bytes | None:
     """Return the object `key`, or ``None`` if there is none."""
+    if isinstance(store, UrlStore):
+        return store.read(key)
     found = sync(store.get(key, prototype=default_buffer_prototype()))
     return None if found is None else found.to_bytes()
 
@@ -90,6 +104,59 @@ def read_bytes(store: Store, key: str) -> bytes | None:
 def write_bytes(store: Store, key: str, content: bytes) -> None:
     """Write the object `key` as a whole: a reader sees the old one or the new one."""
     sync(store.set(key, cpu.Buffer.from_bytes(content)))
+
+
+def create_bytes(store: Store, key: str, content: bytes) -> bool:
+    """Write the object `key` unless there is one, whoever else tries the same at this moment.
+
+    Parameters
+    ----------
+    store
+        A folder or an object store.
+    key
+        Name of the object.
+    content
+        What no other writer would write, because on an object store an answer may get lost: who
+        finds his own content there made it.
+
+    Returns
+    -------
+    bool
+        Whether this call made it. A reader sees nothing or the whole object.
+    """
+    if isinstance(store, UrlStore):
+        return store.create(key, content)
+    if isinstance(store, LocalStore):
+        return _create_file(store.root / key, content)
+    msg = f"{store} cannot make an object only where there is none; use a folder or a bucket"
+    raise StoreError(msg)
+
+
+def _create_file(path: Path, content: bytes) -> bool:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        partial.write_bytes(content)
+        os.link(partial, path)  # unlike a renaming, fails if the name is taken
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        return _create_without_links(path, content)
+    finally:
+        partial.unlink(missing_ok=True)
+    return True
+
+
+def _create_without_links(path: Path, content: bytes) -> bool:
+    """Make a file on a disk that has no hard links; a reader may see it before its content."""
+    try:
+        with path.open("xb") as file:
+            file.write(content)
+    except FileExistsError:
+        return False
+    return True
 
 
 def read_json(store: Store, key: str) -> dict[str, Any] | None:
@@ -109,6 +176,8 @@ def write_json(store: Store, key: str, value: Mapping[str, Any]) -> None:
 
 def list_keys(store: Store) -> list[str]:
     """Return the keys of all objects in the store, in no particular order."""
+    if isinstance(store, UrlStore):
+        return list(store.sizes())
 
     async def collect() -> list[str]:
         return [key async for key in store.list_prefix("")]
@@ -133,6 +202,8 @@ def delete_keys(store: Store, keys: Iterable[str]) -> None:
 
 def list_sizes(store: Store) -> dict[str, int]:
     """Return the bytes of every object in the store by key."""
+    if isinstance(store, UrlStore):
+        return store.sizes()
 
     async def measure(key: str) -> tuple[str, int] | None:
         try:

@@ -1,42 +1,42 @@
 """Cubes and maps in Zarr v3 stores: write them unit by unit, resume, and open them lazily."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import xarray as xr
+from zarr.abc.store import Store
 
-import smgrid
-from smgrid.cube.coords import TIME_DIMS
+from smgrid.cube.checksums import next_part
 from smgrid.cube.encoding import json_attrs
+from smgrid.cube.failures import Failure, summarise
+from smgrid.cube.filling import ATTEMPTS, Plan, fill
+from smgrid.cube.finishing import finish
+from smgrid.cube.journal import read_journal, write_journal
+from smgrid.cube.lock import Lease, writing
 from smgrid.cube.opening import open_groups
 from smgrid.cube.progress import Progress, ProgressFunction, UnitCounter
 from smgrid.cube.record import (
-    MANIFEST_KEY,
     StoreRecord,
     claim_store,
+    find_record,
     pending_units,
     read_record,
     set_status,
+    write_files,
 )
 from smgrid.cube.storage import (
     StorePath,
-    delete_keys,
-    explain_os_error,
     explaining,
     list_keys,
     normalise_path,
     open_store,
-    write_json,
 )
 from smgrid.cube.template import make_template
-from smgrid.cube.tiling import DEFAULT_SHARD, Index, PendingUnits, UnitSet, dates_of
-from smgrid.cube.writing import UnitError, build_flags, compute_flags
-from smgrid.errors import IncompleteStoreError, SchemaError, SmgridError, StoreError
+from smgrid.cube.tiling import DEFAULT_SHARD
+from smgrid.errors import ConfigError, IncompleteStoreError, StoreError, UnitsFailedError
 
 __all__ = ["Progress", "ProgressFunction", "WriteReport", "open_cube", "open_map", "write_cube"]
-
-_PARTIAL = ".partial"  # what a killed process leaves of the file that it was writing
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class WriteReport:
     """Units of the store."""
     written: int
     """Units that this call wrote; the others were there already."""
+    failed: tuple[Failure, ...] = ()
+    """Units that are missing after all attempts, in the report of a `UnitsFailedError`."""
 
 
 def write_cube(
@@ -57,11 +59,14 @@ def write_cube(
     shard: int = DEFAULT_SHARD,
     progress: ProgressFunction | None = None,
     manifest: Mapping[str, Any] | None = None,
+    attempts: int = ATTEMPTS,
 ) -> WriteReport:
     """Write a cube or a map to a Zarr v3 store, or go on with one that was interrupted.
 
     Every unit of work, one shard of one date, is computed and written by itself with the scheduler
     that Dask is set to: memory depends on the unit alone. Units that are there are not computed.
+    A unit that fails is tried again when the others are done; one that fails to the end is listed
+    in ``_smgrid/failures.jsonl`` of the store, has no shard, and is tried again by the next write.
 
     Parameters
     ----------
@@ -69,13 +74,15 @@ def write_cube(
         A cube of nested grids, one group each, or a single Dataset. Dims (time, y, x),
         (date, y, x), (y, x) and those of points; lazy or in memory.
     path
-        Folder of the store: new, empty, or begun with the same data.
+        Folder or URL of the store: new, empty, or begun with the same data.
     shard
         Edge of a shard in pixels, at most 256 or a multiple of it.
     progress
         Called with a `Progress` per group at the start and after every unit.
     manifest
         Provenance to keep beside the data: inputs, catalog, versions, seeds.
+    attempts
+        How often a unit is tried, unless its failure is one that cannot pass.
 
     Returns
     -------
@@ -84,32 +91,83 @@ def write_cube(
 
     Raises
     ------
+    UnitsFailedError
+        Units failed, all others were written; its ``report`` lists them.
     TemplateMismatchError
         The store was begun with other data; the message says what differs.
+    StoreInUseError
+        Another process writes to the store.
     SchemaError
-        A variable has wrong units, dims or type, or a value out of its valid range.
+        A variable has wrong units, dims or type.
     StoreError
-        The folder holds something else, cannot be written or is full, or a unit failed. Units
-        written before are kept: write again to resume.
+        The folder holds something else, cannot be written or is full. Units written before are
+        kept: write again to resume.
     """
+    check_attempts(attempts)
     groups = _groups(data)
     template = make_template(groups, shard=shard)
     provenance = json_attrs(manifest or {}, where="manifest")
     path = normalise_path(path)
     with explaining(path):
         store = open_store(path, "write")
-        record = claim_store(store, path, template)
-        keys = list_keys(store)
-        pending = pending_units(record.sets, keys)
-        if not pending and record.status == "complete":
-            return WriteReport(path=path, total=record.total, written=0)
-        if record.status == "complete":
-            set_status(store, "incomplete")
-        _write_pending(groups, record, pending, progress)
-        delete_keys(store, [key for key in keys if key.endswith(_PARTIAL)])
-        write_json(store, MANIFEST_KEY, provenance | _versions(record))
-        set_status(store, "complete")
-    return WriteReport(path=path, total=record.total, written=len(pending))
+        if read_journal(store) is None:
+            # Before the lease, so that nothing is written where nothing may or need be.
+            found = find_record(store, path, template.record())
+            if found is not None and _is_done(found, store):
+                return WriteReport(path, found.total, written=0)
+        with writing(store, path) as lease:
+            resume_update(store)
+            record = claim_store(store, path, template)
+            how: Any = {"lease": lease, "attempts": attempts, "progress": progress}
+            return fill_store(groups, store, record, provenance=provenance, **how)
+
+
+def check_attempts(attempts: int) -> None:
+    """Raise ConfigError if nothing would be tried."""
+    if attempts < 1:
+        msg = f"attempts is {attempts}, expected 1 or more"
+        raise ConfigError(msg)
+
+
+def _is_done(record: StoreRecord, store: Store) -> bool:
+    return record.status == "complete" and not pending_units(record.sets, list_keys(store))
+
+
+def resume_update(store: Store) -> None:
+    """Carry out what the journal of an interrupted update says."""
+    journal = read_journal(store)
+    if journal is not None and journal.files:
+        write_files(store, journal.files, part=next_part(list_keys(store)))
+        write_journal(store, replace(journal, files={}))
+
+
+def fill_store(
+    groups: Mapping[str, xr.Dataset],
+    store: Store,
+    record: StoreRecord,
+    *,
+    lease: Lease,
+    attempts: int = ATTEMPTS,
+    progress: ProgressFunction | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> WriteReport:
+    """Write what a claimed store lacks, and close it if nothing is missing any more."""
+    plan = Plan(store, record)
+    if plan.missing:
+        set_status(store, "incomplete")
+    counter = UnitCounter(record.sets, plan.pending, progress)
+    counter.start()
+    written = 0
+    failed: tuple[Failure, ...] = ()
+    if plan.pending:
+        written, failed = fill(groups, store, plan, lease=lease, attempts=attempts, counter=counter)
+    report = WriteReport(record.path, record.total, written, failed)
+    if failed:
+        text = summarise(record.path, failed, written=report.written, total=report.total)
+        raise UnitsFailedError(text, report=report)
+    lease.check()
+    finish(store, plan, provenance)
+    return report
 
 
 def open_cube(
@@ -117,10 +175,13 @@ def open_cube(
 ) -> xr.DataTree | xr.Dataset:
     """Open a store lazily, with one Dask chunk per shard.
 
+    A store that says that it is complete is believed, so that opening takes a handful of requests;
+    `inspect` counts its shards and `verify` reads them.
+
     Parameters
     ----------
     path
-        Folder of the store.
+        Folder or URL of the store.
     incomplete
         What to do with a store whose units are not all there: ``"allow"`` shows missing units as
         missing values (NaN, for bit masks all bits).
@@ -142,7 +203,7 @@ def open_cube(
     with explaining(path):
         store = open_store(path)
         record = read_record(store, path)
-        if record.status == "created" or (record.status, incomplete) == ("incomplete", "refuse"):
+        if not record.is_readable or (record.status, incomplete) == ("incomplete", "refuse"):
             pending = pending_units(record.sets, list_keys(store))
             raise IncompleteStoreError(_what_is_missing(record, len(pending)))
         groups = open_groups(store, record)
@@ -174,56 +235,13 @@ def _groups(data: xr.DataTree | xr.Dataset) -> dict[str, xr.Dataset]:
     return {node.path.strip("/"): node.to_dataset() for node in data.subtree}
 
 
-def _write_pending(
-    groups: Mapping[str, xr.Dataset],
-    record: StoreRecord,
-    pending: PendingUnits,
-    progress: ProgressFunction | None,
-) -> None:
-    counter = UnitCounter(record.sets, pending, progress)
-    counter.start()
-    if not pending:
-        return
-    flags = build_flags(groups, pending, path=record.path, digest=record.digest)
-    try:
-        compute_flags(flags, counter.count)
-    except UnitError as failure:
-        error = failure.error
-        units = [_label(groups, *pending[place]) for place in failure.places[:4]]
-        msg = (
-            f"{'one of ' if len(units) > 1 else ''}{'; '.join(units) or record.path}: "
-            f"{_reason(error, record.path).rstrip('.')}. {counter.written} of {len(pending)} "
-            f"pending units were written; {_cure(error)}"
-        )
-        kind = type(error) if isinstance(error, SmgridError) else StoreError
-        raise kind(msg) from error
-
-
-def _versions(record: StoreRecord) -> dict[str, str]:
-    return {"smgrid_version": smgrid.__version__, "smgrid_template": record.digest}
-
-
-def _label(groups: Mapping[str, xr.Dataset], units: UnitSet, index: Index) -> str:
-    coords = groups[units.group].coords
-    steps = {dim: dates_of(coords[dim].values) for dim in TIME_DIMS if dim in coords}
-    return units.label(index, steps)
-
-
-def _reason(error: BaseException, path: str) -> str:
-    if isinstance(error, OSError):
-        return explain_os_error(error, path)
-    if isinstance(error, SmgridError):
-        return str(error)
-    return f"{type(error).__name__}: {error}"
-
-
-def _cure(error: BaseException) -> str:
-    if isinstance(error, SchemaError):
-        return "others may be wrong as well, so write to a new path when the input is corrected"
-    return "write again to resume"
-
-
 def _what_is_missing(record: StoreRecord, pending: int) -> str:
+    if record.journal is not None:
+        return (
+            f"{record.path} is incomplete: an update is at work or was interrupted, {pending} of "
+            f"{record.total} units are missing; run update_cube again to finish it, or look at "
+            "what is there with incomplete='allow'"
+        )
     return (
         f"{record.path} is incomplete: {pending} of {record.total} units are missing; write the "
         "same data to it again to resume, or look at what is there with incomplete='allow'"

@@ -42,7 +42,7 @@ CODEC = BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle")
 # They may change between two writes of the same data.
 _DESCRIPTIVE = frozenset(
     {"title", "summary", "comment", "history", "references", "institution", "license"}
-    | {"date_created", "date_modified"}
+    | {"date_created", "date_modified", "smgrid_catalog_path"}
 )
 _KINDS = "fiub"
 _HASH = ".sha256"
@@ -135,8 +135,22 @@ class StoreTemplate:
         return {key: content[key].to_bytes() for key in ordered}
 
 
-def make_template(groups: Mapping[str, xr.Dataset], *, shard: int) -> StoreTemplate:
+def make_template(
+    groups: Mapping[str, xr.Dataset],
+    *,
+    shard: int,
+    like: Mapping[str, Any] | None = None,
+) -> StoreTemplate:
     """Return the template of a store that will hold these Datasets by group path.
+
+    Parameters
+    ----------
+    groups
+        The data, lazy or in memory.
+    shard
+        Edge of a shard of scenes, maps and static variables in pixels.
+    like
+        Record of a template whose chunks and shards are kept, whatever the sizes are now.
 
     Raises
     ------
@@ -146,7 +160,13 @@ def make_template(groups: Mapping[str, xr.Dataset], *, shard: int) -> StoreTempl
         If something cannot be stored: no CRS, a type or an attribute without a form on disk.
     """
     check_shard(shard)
-    return StoreTemplate({path: _group_template(path, ds, shard) for path, ds in groups.items()})
+    known = {} if like is None else like["groups"]
+    return StoreTemplate(
+        {
+            path: _group_template(path, ds, shard, known.get(path, {}).get("arrays", {}))
+            for path, ds in groups.items()
+        }
+    )
 
 
 def digest_of(record: Mapping[str, Any]) -> str:
@@ -188,7 +208,9 @@ def _compared(attrs: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in attrs.items() if key not in _DESCRIPTIVE}
 
 
-def _group_template(path: str, ds: xr.Dataset, shard: int) -> GroupTemplate:
+def _group_template(
+    path: str, ds: xr.Dataset, shard: int, like: Mapping[str, Any]
+) -> GroupTemplate:
     where = f"/{path}"
     variables = load_variables()
     validate(ds[[name for name in ds.data_vars if name in variables]])
@@ -198,7 +220,11 @@ def _group_template(path: str, ds: xr.Dataset, shard: int) -> GroupTemplate:
     arrays = {}
     for name, array in ds.data_vars.items():
         _check_array(array, where=f"{where}, {name}")
-        chunks, shards = cut_array(array.dims, array.shape, shard=shard, year_steps=year_steps)
+        kept = like.get(str(name), {})
+        if kept.get("dims") == list(array.dims):
+            chunks, shards = tuple(kept["chunks"]), tuple(kept["shards"])
+        else:
+            chunks, shards = cut_array(array.dims, array.shape, shard=shard, year_steps=year_steps)
         arrays[str(name)] = ArrayTemplate(
             dims=tuple(map(str, array.dims)),
             shape=array.shape,

@@ -73,7 +73,7 @@ def _satellites(spacing: float) -> dict[str, dict[str, Any]]:
         },
         "modis": {
             "loader": "smgrid.sources.ndvi:load_modis",
-            "provides": ["ndvi"],
+            "provides": ["ndvi", "ndvi_filled"],
             "stac": _stac(modis.COLLECTION.id),
             "assets": {
                 "ndvi": "250m_16_days_NDVI",

@@ -8,17 +8,23 @@ import numpy as np
 import xarray as xr
 from odc.geo.geobox import GeoBox
 
-from smgrid.catalog import SourceSpec, resolve_loader
+from smgrid.catalog import SourceSpec, require_credentials, resolve_loader
 from smgrid.errors import NoDataError, SchemaError, SourceError
 from smgrid.grid import grid_coords
 from smgrid.schema import get_variable, validate
 from smgrid.windows import Period
+
+OBSERVED = "observed"
+"""Coordinate (date), bool, by which a loader of a series may tell, before anything is read, which
+dates its provider has: the others come from the sources that stand in for it."""
 
 _SCENE_COORDS = ("platform", "orbit_state", "relative_orbit")
 # What is known of a variable besides what the schema says; all else describes the provider's file.
 _OWN_ATTRS = frozenset(
     {"convention", "averaging", "approximate", "approximate_note", "assumed", "assumed_note"}
     | {"composite_days", "comment", "history", "references"}
+    | {"bridge_slope", "bridge_intercept", "bridge_rmse"}
+    | {"flag_values", "flag_masks", "flag_meanings"}
 )
 # Part of a pixel by which the coordinates of a result may differ from those of the grid.
 _ALIGNED = 1e-3
@@ -41,15 +47,19 @@ def load_source(spec: SourceSpec, grid: GeoBox, period: Period, *, chunks: int =
     Returns
     -------
     xarray.Dataset
-        The variables in ``spec.provides``, lazy, in canonical units.
+        The variables in ``spec.provides``, lazy, in canonical units. A series may have the
+        coordinate `OBSERVED`.
 
     Raises
     ------
+    ConfigError
+        If a credential that the source needs is not set.
     NoDataError
         If the source's record ends before the period or begins after it, or holds nothing.
     SourceError
         If the loader returns something else than it promises.
     """
+    require_credentials([spec])
     _check_record(spec, period)
     try:
         ds = resolve_loader(spec)(spec, grid, period, chunks=chunks)
@@ -69,6 +79,7 @@ def load_source(spec: SourceSpec, grid: GeoBox, period: Period, *, chunks: int =
         _check_variable(spec, ds[name], grid)
     _check_axis(spec, ds, "time")
     _check_axis(spec, ds, "date")
+    _check_observed(spec, ds)
     return ds
 
 
@@ -127,3 +138,11 @@ def _check_axis(spec: SourceSpec, ds: xr.Dataset, dim: str) -> None:
     for coord in _SCENE_COORDS if scenes and dim == "time" else ():
         if coord not in ds.coords or ds[coord].dims != (dim,):
             raise _broken(spec, f"has no coordinate {coord} along time")
+
+
+def _check_observed(spec: SourceSpec, ds: xr.Dataset) -> None:
+    if OBSERVED not in ds.coords:
+        return
+    coord = ds[OBSERVED]
+    if coord.dims != ("date",) or coord.dtype != bool:
+        raise _broken(spec, f"has a coordinate {OBSERVED} that is not of booleans along date")

@@ -39,8 +39,8 @@ def load(spec: SourceSpec, grid: GeoBox, period: Period, *, chunks: int = 512) -
     Parameters
     ----------
     spec
-        ``stac``, or ``assets.elevation``: a file or URL; ``units`` of the heights, default m.
-        ``native_resolution`` is the spacing of the heights [m].
+        ``stac``, ``paths`` of tiles, or ``assets.elevation``: a file or URL; ``units`` of the
+        heights, default m. ``native_resolution`` is the spacing of the heights [m].
     grid
         Target in a projected CRS in metres.
     period
@@ -69,7 +69,10 @@ def load(spec: SourceSpec, grid: GeoBox, period: Period, *, chunks: int = 512) -
     slope in degrees, and of sine and cosine of aspect, the direction in which the ground falls,
     clockwise from grid north. Flat fine pixels add 0 to both components. A cell with fewer than
     half of its fine pixels is NaN. Every tile computes its own margin, so the result does not
-    depend on the tiles.
+    depend on the tiles, neither those of `chunks` nor those of the provider.
+
+    Where no tile is, heights are missing and not 0: the Copernicus DEM has none over the open sea,
+    but a tile that failed to arrive would look the same. Sea inside of a tile is 0 m and flat.
     """
     del period
     check_options(spec)

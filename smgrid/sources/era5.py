@@ -4,25 +4,44 @@ What an hourly precipitation value stands for differs between products, and usin
 another shifts rain by hours or multiplies it. The catalog therefore states it, see `load`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import xarray as xr
 from odc.geo.geobox import GeoBox
 
-from smgrid.catalog import SourceSpec, check_options, find_files
+from smgrid.catalog import SourceSpec, check_options
 from smgrid.errors import CatalogError, NoDataError, SchemaError, SourceError
 from smgrid.resample import nearest
 from smgrid.schema import convert_units, describe, get_variable
+from smgrid.sources import OBSERVED
 from smgrid.sources.checks import checked
-from smgrid.sources.gridded import concat_time, open_gridded, tidy
+from smgrid.sources.daily import (
+    MEAN_OF_HOURS,
+    SUM_OF_HOURS,
+    TOTAL_AT_MIDNIGHT,
+    DayRule,
+    covered_days,
+    to_days,
+    values_of_days,
+)
+from smgrid.sources.gridded import (
+    chunk_as_stored,
+    concat_time,
+    mark_blocks,
+    open_gridded,
+    tidy,
+)
 from smgrid.sources.options import (
     take_asset,
     take_choice,
+    take_days,
     take_native_resolution,
     take_units,
 )
+from smgrid.sources.weather_files import weather_files
 from smgrid.sources.window import crop
 from smgrid.units import find_conversion
 from smgrid.windows import Period
@@ -33,14 +52,16 @@ _TOLERANCE = 1.0
 # Negative precipitation down to this is rounding of packed values, not an error [m per day]:
 # a hundredth of a millimetre.
 _PACKING_NOISE = 1e-5
-# Time steps of one chunk, where the file has smaller ones or none: a month of hours.
-_TIME_CHUNK = 744
+# Time steps that one task reads at least: a month of hours.
+_STEPS = 744
 _EXPVER = "expver"
-_HOURS = 24
-_HOUR = pd.Timedelta(1, "h")
-_DAY = pd.Timedelta(1, "D")
+_DAY, _SECOND = pd.Timedelta(1, "D"), pd.Timedelta(1, "s")
+_LOCAL_DAYS = "days of the provider begin at local midnight, not at 00 UTC"
 
-_Rule = Callable[[xr.DataArray, pd.DatetimeIndex], xr.DataArray]
+_RAIN_RULES: Mapping[str, DayRule] = {
+    "per-step": SUM_OF_HOURS,
+    "since-00utc": TOTAL_AT_MIDNIGHT,
+}
 
 
 def load(spec: SourceSpec, grid: GeoBox, period: Period, *, chunks: int = 512) -> xr.Dataset:
@@ -49,10 +70,13 @@ def load(spec: SourceSpec, grid: GeoBox, period: Period, *, chunks: int = 512) -
     Parameters
     ----------
     spec
-        ``paths`` are NetCDF files or Zarr stores; ``assets`` name ``t2m``, ``tp`` and optionally
-        ``time`` in them; ``units`` are those after the packing that files describe themselves.
-        Options: ``step`` "hourly" (default) or "daily", and
-        for tp ``accumulation`` "per-step", "since-00utc" or "daily-total".
+        ``paths`` are NetCDF files (also zipped, as the Climate Data Store delivers variables of
+        different kinds, or URLs) or Zarr stores, local or behind HTTP; ``assets`` name ``t2m``,
+        ``tp`` and optionally ``time`` in them; ``units`` are those after the packing that files
+        describe themselves. Options: ``step`` "hourly" (default) or "daily"; for tp
+        ``accumulation`` "per-step", "since-00utc" or "daily-total"; for daily values ``day``
+        "utc" (default) or "local", which is where the provider's days begin; ``max_days``, the
+        longest period that is read from a store whose chunks hold the globe.
     grid
         Target.
     period
@@ -64,14 +88,16 @@ def load(spec: SourceSpec, grid: GeoBox, period: Period, *, chunks: int = 512) -
     -------
     xr.Dataset
         ``t2m`` [K], the mean of the UTC day, and ``tp`` [m], its total; dims (date, y, x), lazy.
-        A day with a missing hour is NaN, never a mean or sum of what is left.
+        A day with a missing hour is NaN, never a mean or sum of what is left. ``observed``
+        (date) tells which days the files have.
 
     Raises
     ------
     CatalogError
         If the entry is incomplete or contradicts itself.
     SourceError, NoDataError
-        If a file cannot be read, is not what the entry says, or does not cover region or period.
+        If a file cannot be read, is not what the entry says, or does not cover region or period;
+        when reading, if hourly rain contradicts its accumulation.
     SchemaError
         If units are unknown or contradict those that a file states; when reading, if values are
         physically impossible.
@@ -89,101 +115,111 @@ def load(spec: SourceSpec, grid: GeoBox, period: Period, *, chunks: int = 512) -
         A value is the amount of the hour that ends at its stamp: the total of D is the sum of the
         24 stamped 01:00 of D to 00:00 of D + 1 (Hersbach et al. 2020, doi:10.1002/qj.3803).
     ``tp``, "daily-total" (AgERA5 and other daily aggregates)
-        The value of D is the total of D.
+        The value of D is the total of D. AgERA5's days begin at local midnight (Boogaard et al.
+        2020, doi:10.24381/cds.6c68c9bb): ``day: local`` records it as a comment, the values stay.
     """
-    check_options(spec, "step", "accumulation")
+    check_options(spec, "step", "accumulation", "day", "max_days")
     period = Period.parse(period)
-    series = {}
+    _check_length(spec, period)
+    series, observed = {}, np.ones(len(period.days), bool)
     for name in spec.provides:
-        to_days = _choose_rule(spec, name)
-        daily = to_days(_open(spec, name, grid, period), period.days)
-        daily = convert_units(daily.rename(time="date"), take_units(spec, name), name)
-        if name == "tp":
-            daily = daily.where((daily >= 0) | (daily < -_PACKING_NOISE) | daily.isnull(), 0)
-        daily = checked(daily, name, where=f"{spec.name} ({spec.origin})")
+        daily, covered = _load_days(spec, name, grid, period)
         cells = nearest(daily, grid, tolerance=_TOLERANCE, chunks=chunks)
         series[name] = describe(cells, name)
-    return xr.Dataset(series)
+        observed &= covered
+        if take_choice(spec, "day", ("utc", "local"), default="utc") == "local":
+            series[name].attrs["comment"] = _LOCAL_DAYS
+    return xr.Dataset(series).assign_coords({OBSERVED: ("date", observed)})
 
 
-def _choose_rule(spec: SourceSpec, name: str) -> _Rule:
+def _load_days(
+    spec: SourceSpec, name: str, grid: GeoBox, period: Period
+) -> tuple[xr.DataArray, npt.NDArray[np.bool_]]:
+    """Return the days of a variable on its native pixels, and which of them the files have."""
+    rule = _choose_rule(spec, name)
+    where = f"{spec.name} ({spec.origin})"
+    source = f"{name} in {where}"
+    native = convert_units(_open(spec, name, grid, period), take_units(spec, name), name)
+    covered = covered_days(native.indexes["time"], period.days, rule)
+    if rule is None:
+        daily = values_of_days(native, period.days, source=source)
+    else:
+        daily = to_days(native, period.days, rule, source=source)
+    if name == "tp":
+        daily = daily.where((daily >= 0) | (daily < -_PACKING_NOISE) | daily.isnull(), 0)
+    return checked(daily.rename(time="date"), name, where=where), covered
+
+
+def _choose_rule(spec: SourceSpec, name: str) -> DayRule | None:
+    """Return how hours become days; ``None`` for daily values."""
     step = take_choice(spec, "step", ("hourly", "daily"), default="hourly")
-    if name == "t2m":
-        return _mean_of_hours if step == "hourly" else _value_of_day
-    if name != "tp":
+    if name not in ("t2m", "tp"):
         msg = f"{spec.origin}: {spec.loader} provides t2m and tp, not {name!r}; remove it"
         raise CatalogError(msg)
-    rules = _HOURLY_RULES if step == "hourly" else _DAILY_RULES
-    return rules[take_choice(spec, "accumulation", tuple(rules), default=None)]
+    if step == "daily":
+        if name == "tp":
+            take_choice(spec, "accumulation", ("daily-total",), default=None)
+        return None
+    if spec.options.get("day", "utc") != "utc":
+        msg = f"{spec.origin}: options.day of {spec.name} is for step: daily; remove it"
+        raise CatalogError(msg)
+    if name == "t2m":
+        return MEAN_OF_HOURS
+    return _RAIN_RULES[take_choice(spec, "accumulation", tuple(_RAIN_RULES), default=None)]
 
 
-def _mean_of_hours(da: xr.DataArray, days: pd.DatetimeIndex) -> xr.DataArray:
-    return _hours_of_days(da, days, first=0 * _HOUR).mean("hour", skipna=False)
-
-
-def _sum_of_hours(da: xr.DataArray, days: pd.DatetimeIndex) -> xr.DataArray:
-    return _hours_of_days(da, days, first=_HOUR).sum("hour", skipna=False)
-
-
-def _hours_of_days(
-    da: xr.DataArray, days: pd.DatetimeIndex, *, first: pd.Timedelta
-) -> xr.DataArray:
-    """Give the 24 stamps from `first` on of each day a dim ``hour``; NaN where one is missing."""
-    stamps = np.add.outer(days + first, np.arange(_HOURS) * _HOUR.to_timedelta64()).ravel()
-    hours = da.reindex(time=stamps).coarsen(time=_HOURS).construct(time=("time", "hour"))
-    return hours.drop_vars("time").assign_coords(time=days)
-
-
-def _value_at_next_midnight(da: xr.DataArray, days: pd.DatetimeIndex) -> xr.DataArray:
-    return da.reindex(time=days + _DAY).assign_coords(time=days)
-
-
-def _value_of_day(da: xr.DataArray, days: pd.DatetimeIndex) -> xr.DataArray:
-    stamps = da.indexes["time"].floor("D")
-    if stamps.has_duplicates:
-        first = stamps[stamps.duplicated()][0]
-        msg = f"{da.name}: {first:%Y-%m-%d} has several values; its catalog entry says step: daily"
+def _check_length(spec: SourceSpec, period: Period) -> None:
+    longest = take_days(spec, "max_days", default=len(period.days))
+    if len(period.days) > longest:
+        msg = (
+            f"{spec.origin}: {spec.name} is read for {longest} days at most (options.max_days), "
+            f"not for the {len(period.days)} of {period}: each of its chunks holds the whole "
+            "globe; use a source whose chunks are long in time"
+        )
         raise SourceError(msg)
-    return da.assign_coords(time=stamps).reindex(time=days)
-
-
-_HOURLY_RULES: Mapping[str, _Rule] = {
-    "per-step": _sum_of_hours,
-    "since-00utc": _value_at_next_midnight,
-}
-_DAILY_RULES: Mapping[str, _Rule] = {"daily-total": _value_of_day}
 
 
 def _open(spec: SourceSpec, name: str, grid: GeoBox, period: Period) -> xr.DataArray:
     """Return the variable on its native pixels around `grid`, in the stored units, lazily."""
     stored = take_asset(spec, name)
     source = f"{spec.name} ({spec.origin}), {stored}"
-    files = [ds for path in find_files(spec) if stored in (ds := open_gridded(path))]
+    files = [ds for path in weather_files(spec) if stored in (ds := open_gridded(path))]
     if not files:
         msg = f"{source}: none of its files has a variable of that name; correct assets.{name}"
         raise SourceError(msg)
-    parts = []
+    span, parts = [], []
     for ds in files:
         _check_stated_units(spec, name, ds)
+        part, blocks = mark_blocks(ds[stored])
         part = tidy(
-            ds[stored],
+            part,
             ds,
             source=source,
             time=spec.assets.get("time"),
             crs=spec.crs,
             native_resolution=take_native_resolution(spec),
             extra_dim=_EXPVER,
+            keep=(*blocks, _EXPVER),
         )
-        parts.append(_merge_expver(_chunk(crop(part, grid, source=source))))
-    whole = concat_time(parts, source=source)
-    times = whole.indexes["time"]
-    if times[-1] < period.start or times[0] >= period.end + 2 * _DAY:
+        span += [part.indexes["time"][0], part.indexes["time"][-1]]
+        part = _crop_time(part, period)
+        if part.sizes["time"]:
+            part = crop(part, grid, source=source)
+            parts.append(_merge_expver(chunk_as_stored(part, blocks, steps=_STEPS)))
+    if not parts:
         msg = (
-            f"{source} holds {times[0]:%Y-%m-%d} to {times[-1]:%Y-%m-%d}, nothing from "
+            f"{source} holds {min(span):%Y-%m-%d} to {max(span):%Y-%m-%d}, nothing from "
             f"{period}; download that period"
         )
         raise NoDataError(msg)
-    return _to_units(spec, name, whole)
+    return _to_units(spec, name, concat_time(parts, source=source))
+
+
+def _crop_time(da: xr.DataArray, period: Period) -> xr.DataArray:
+    """Keep the stamps that days of `period` need: up to 00 UTC of the day after the last."""
+    times = da.indexes["time"]
+    first, end = times.searchsorted([period.start, period.end + _DAY + _SECOND])
+    return da.isel(time=slice(first, end))
 
 
 def _check_stated_units(spec: SourceSpec, name: str, ds: xr.Dataset) -> None:
@@ -215,17 +251,17 @@ def _to_units(spec: SourceSpec, name: str, da: xr.DataArray) -> xr.DataArray:
     return da.astype("float32") * spec.scale.get(name, 1.0) + spec.offset.get(name, 0.0)
 
 
-def _chunk(da: xr.DataArray) -> xr.DataArray:
-    """Make it lazy in chunks of a month of hours or more: windows are small, records long."""
-    preferred = da.encoding.get("preferred_chunks", {}).get("time", 1)
-    return da.chunk(dict.fromkeys(da.dims, -1) | {"time": max(preferred, _TIME_CHUNK)})
-
-
 def _merge_expver(da: xr.DataArray) -> xr.DataArray:
-    """Prefer final to preliminary ERA5, which the CDS delivers as two layers with NaN in turn."""
+    """Prefer final to preliminary ERA5, which the CDS delivers as two layers with NaN in turn.
+
+    The final one is experiment version 1, the preliminary one (ERA5T) is 5.
+    """
     if _EXPVER not in da.dims:
-        return da
-    final, *preliminary = (da.isel({_EXPVER: i}, drop=True) for i in range(da.sizes[_EXPVER]))
+        return da.drop_vars(_EXPVER, errors="ignore")
+    order = np.arange(da.sizes[_EXPVER])
+    if _EXPVER in da.coords:
+        order = np.argsort(da[_EXPVER].values.astype(int), kind="stable")
+    final, *preliminary = (da.isel({_EXPVER: i}, drop=True) for i in order)
     for layer in preliminary:
         final = final.fillna(layer)
     return final

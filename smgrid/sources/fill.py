@@ -1,31 +1,51 @@
-"""Short gaps of a series, filled in time."""
+"""Short gaps of a series, filled in time, and what share of each value was filled."""
+
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from smgrid.errors import SourceError
+
+FillMethod = Literal["interpolate", "hold"]
+
 _Values = npt.NDArray[np.float32]
 
 
-def fill_gaps(da: xr.DataArray, *, limit: int) -> xr.DataArray:
-    """Fill NaN along ``date`` by linear interpolation between valid neighbours, lazily.
+def fill_gaps(da: xr.DataArray, *, limit: int, method: FillMethod = "interpolate") -> xr.DataArray:
+    """Fill NaN along ``date`` from valid values that are near enough, lazily.
 
     Parameters
     ----------
     da
-        Dims (date, y, x); dask-backed arrays are brought into one chunk along ``date``.
+        Dims (date, y, x), dates increasing; dask-backed arrays are brought into one chunk along
+        ``date``.
     limit
-        Most days between the neighbours of a gap; a longer gap stays NaN throughout. Before the
-        first and after the last valid value that value is held for as many days.
+        Days that are bridged at most.
+    method
+        "interpolate": linear in days between the neighbours of a gap if they are at most `limit`
+        days apart; a longer gap stays NaN throughout. Before the first and after the last valid
+        value that value is held for as many days. Looks ahead.
+        "hold": the last valid value, for at most `limit` days. Never looks ahead, so a value does
+        not change when later dates arrive.
 
     Returns
     -------
     xr.DataArray
         float32, valid values untouched.
+
+    Raises
+    ------
+    SourceError
+        If the dates do not increase.
     """
+    if not (da.indexes["date"].is_monotonic_increasing and da.indexes["date"].is_unique):
+        msg = "gaps in time can only be filled along increasing dates; sort the series by date"
+        raise SourceError(msg)
     days = (da["date"] - da["date"][0]).values / np.timedelta64(1, "D")
     filled: xr.DataArray = xr.apply_ufunc(
-        _fill,
+        _FILLS[method],
         da.chunk(date=-1) if da.chunks else da,
         input_core_dims=[["date"]],
         output_core_dims=[["date"]],
@@ -37,13 +57,33 @@ def fill_gaps(da: xr.DataArray, *, limit: int) -> xr.DataArray:
     return filled.transpose(*da.dims)
 
 
-def mark_filled(original: xr.DataArray, filled: xr.DataArray) -> xr.DataArray:
-    """Return 1 where `filled` has a value that `original` lacks, 0 where both have it, else 255."""
-    marks = original.isnull().astype("uint8")
-    return marks.where(filled.notnull(), np.uint8(255))
+def filled_share(
+    observed: xr.DataArray, filled: xr.DataArray, *, seen: xr.DataArray | None = None
+) -> xr.DataArray:
+    """Return the share of each value that stands on no observation of its date.
+
+    Parameters
+    ----------
+    observed
+        Series before filling.
+    filled
+        The same after it.
+    seen
+        Share of a cell's area that an observed value was averaged over, 0 to 1, for cells of many
+        pixels; without it an observed value was seen as a whole.
+
+    Returns
+    -------
+    xr.DataArray
+        float32: 1 where the value was filled in time, ``1 - seen`` where it was observed, NaN where
+        there is none.
+    """
+    unseen = xr.zeros_like(observed) if seen is None else 1 - seen
+    share = unseen.where(observed.notnull(), 1).where(filled.notnull())
+    return share.astype("float32").drop_attrs(deep=False)
 
 
-def _fill(values: _Values, *, days: npt.NDArray[np.float64], limit: float) -> _Values:
+def _interpolate(values: _Values, *, days: npt.NDArray[np.float64], limit: float) -> _Values:
     """Fill along the last axis, one step after another to keep the memory small."""
     later, later_day = _last_valid(values[..., ::-1], days[::-1])
     earlier, earlier_day = _last_valid(values, days)
@@ -60,6 +100,12 @@ def _fill(values: _Values, *, days: npt.NDArray[np.float64], limit: float) -> _V
     return filled
 
 
+def _hold(values: _Values, *, days: npt.NDArray[np.float64], limit: float) -> _Values:
+    """Fill along the last axis with the last valid value before."""
+    earlier, earlier_day = _last_valid(values, days)
+    return np.where(days - earlier_day <= limit, earlier, np.nan).astype("float32")
+
+
 def _last_valid(values: _Values, days: npt.NDArray[np.float64]) -> tuple[_Values, _Values]:
     """Return, for every step, the last valid value up to it and its day; NaN before the first."""
     value, day = np.empty_like(values), np.empty_like(values)
@@ -71,3 +117,6 @@ def _last_valid(values: _Values, days: npt.NDArray[np.float64]) -> tuple[_Values
         last_day[is_valid] = today
         value[..., step], day[..., step] = last_value, last_day
     return value, day
+
+
+_FILLS = {"interpolate": _interpolate, "hold": _hold}

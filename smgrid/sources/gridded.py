@@ -4,7 +4,7 @@ Latitudes may ascend or descend, longitudes count from -180 or from 0, the time 
 ``valid_time``, and the CRS is stated in a grid mapping, by the names of the coordinates, or not.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,16 @@ from affine import Affine
 from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 
+from smgrid.catalog import is_url
 from smgrid.errors import SourceError
+from smgrid.sources.remote_zarr import open_remote_zarr
 from smgrid.sources.window import with_geobox
 
 _Y_NAMES = ("y", "latitude", "lat", "northing")
 _X_NAMES = ("x", "longitude", "lon", "easting")
 _TIME_NAMES = ("time", "valid_time", "timestamp", "t", "date")
 _LONLAT = "EPSG:4326"
+_GRIB = (".grib", ".grib1", ".grib2", ".grb", ".grb2")
 # Mean metres per degree of latitude; only to give a file of one pixel an extent.
 _METRES_PER_DEGREE = 111_195.0
 # Part of a pixel by which coordinates may miss a regular lattice: degrees in float32 do.
@@ -32,11 +35,24 @@ _UNEVEN = 0.02
 def open_gridded(path: str) -> xr.Dataset:
     """Open a NetCDF file or Zarr store lazily; values are decoded as its attributes say.
 
+    Parameters
+    ----------
+    path
+        A local file or store, or the URL of a Zarr store (see `open_remote_zarr`).
+
     Raises
     ------
     SourceError
         If it cannot be opened.
     """
+    if is_url(path):
+        return open_remote_zarr(path)
+    if path.endswith(_GRIB) or _starts_with(path, b"GRIB"):
+        msg = (
+            f"{path} is GRIB, which smgrid does not read; order NetCDF from the provider, or "
+            "convert it with 'cdo -f nc4 copy' or 'grib_to_netcdf'"
+        )
+        raise SourceError(msg)
     is_zarr = path.rstrip("/").endswith(".zarr") or Path(path, "zarr.json").exists()
     try:
         return xr.open_dataset(path, engine="zarr" if is_zarr else None)
@@ -55,6 +71,7 @@ def tidy(
     crs: str | None = None,
     native_resolution: float = 0.0,
     extra_dim: str = "",
+    keep: Collection[str] = (),
 ) -> xr.DataArray:
     """Return `da` with dims (time, y, x), north up, sorted in time, with an exact GeoBox.
 
@@ -74,12 +91,13 @@ def tidy(
         Pixel size [m], needed only where the file has a single row or column.
     extra_dim
         A dim that may stand between time and y; others of size 1 are dropped.
+    keep
+        Coordinates to keep besides those of the dims.
 
     Returns
     -------
     xr.DataArray
-        Longitudes are within -180..180. Nothing is read but coordinates;
-        ``encoding["preferred_chunks"]["time"]`` is the stored chunk.
+        Longitudes are within -180..180. Nothing is read but coordinates.
 
     Raises
     ------
@@ -96,16 +114,15 @@ def tidy(
     if left := [dim for dim in others if da.sizes[dim] > 1]:
         msg = f"{source}: the dims {', '.join(left)} are not understood; expected time, y and x"
         raise SourceError(msg)
-    stored_chunk = da.encoding.get("preferred_chunks", {}).get(names["time"], 1)
     da = da.squeeze(others, drop=True)
-    da = da.drop_vars([name for name in da.coords if name not in da.dims])
+    da = da.drop_vars([name for name in da.coords if name not in (*da.dims, *keep)])
     da = da.rename({old: new for new, old in names.items() if old != new})
     da = da.transpose("time", ..., "y", "x")
     da = _sort(da.assign_coords(time=_to_utc(da["time"].values, source)), "time")
     if placed_in.geographic:
         da = da.assign_coords(x=(da["x"].astype("float64") + 180.0) % 360.0 - 180.0)
     da = _sort(_sort(da, "x"), "y").isel(y=slice(None, None, -1))
-    da.encoding = {"preferred_chunks": {"time": stored_chunk}}
+    da.encoding = {}
     return with_geobox(da, _to_geobox(da, placed_in, native_resolution, source))
 
 
@@ -129,6 +146,58 @@ def concat_time(parts: Iterable[xr.DataArray], *, source: str) -> xr.DataArray:
         msg = f"{source}: {first} occurs twice; give every time in one file only"
         raise SourceError(msg)
     return whole
+
+
+def mark_blocks(da: xr.DataArray) -> tuple[xr.DataArray, tuple[str, ...]]:
+    """Give `da` coordinates with the number of the stored chunk along each dim, and their names.
+
+    A dim along which it is not stored in chunks gets none.
+    """
+    stored = da.encoding.get("preferred_chunks", {})
+    blocks = {
+        f"block_{dim}": (dim, np.arange(size) // stored[dim])
+        for dim, size in da.sizes.items()
+        if dim in stored
+    }
+    return da.assign_coords(blocks), tuple(blocks)
+
+
+def chunk_as_stored(da: xr.DataArray, blocks: Iterable[str], *, steps: int) -> xr.DataArray:
+    """Make `da` lazy with one task per stored chunk, from the marks of `mark_blocks`.
+
+    Parameters
+    ----------
+    da
+        With the marks, sorted and cropped at will.
+    blocks
+        Names of the marks; they are dropped.
+    steps
+        Steps in time that a task has at least: smaller chunks are read several at a time.
+    """
+    chunks: dict[Any, Any] = dict.fromkeys(da.dims, -1) | {"time": steps}
+    for name in blocks:
+        if name in da.coords and da[name].dims:  # a mark of a dropped dim is a scalar, or gone
+            dim = da[name].dims[0]
+            chunks[dim] = _runs(da[name].values, steps if dim == "time" else 1)
+    return da.drop_vars(blocks, errors="ignore").chunk(chunks)
+
+
+def _runs(blocks: npt.NDArray[np.int_], least: int) -> tuple[int, ...]:
+    """Return how many values stand together: those of one block, or of as many as make `least`."""
+    ends = np.append(np.flatnonzero(np.diff(blocks)) + 1, len(blocks))
+    runs, start = [], 0
+    for end in ends:
+        if end - start >= least or end == len(blocks):
+            runs.append(int(end - start))
+            start = end
+    return tuple(runs)
+
+
+def _starts_with(path: str, magic: bytes) -> bool:
+    if not Path(path).is_file():
+        return False
+    with Path(path).open("rb") as file:
+        return file.read(len(magic)) == magic
 
 
 def _find_dim(da: xr.DataArray, names: Iterable[str], source: str) -> str:

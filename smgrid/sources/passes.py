@@ -4,6 +4,7 @@ A day can hold an ascending and a descending pass, and the slices of one pass ar
 grouping by day would merge the first and grouping by time split the second.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -11,16 +12,23 @@ from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
+import pystac
 import xarray as xr
 from pydantic import Field, TypeAdapter, ValidationError
 
 from smgrid.catalog import SourceSpec
 from smgrid.errors import CatalogError, SourceError
+from smgrid.sources.burst import parse_burst
+from smgrid.sources.search import item_span
+from smgrid.windows import Period
 from smgrid.yamltext import StrictModel
 
 # Slices of a pass start 25 s apart; the next pass of a satellite follows after an orbit of 98.6 min
 # (ESA Sentinel-1 User Handbook: 175 orbits in 12 days).
 PASS_GAP = pd.Timedelta(minutes=10)
+_DAY = pd.Timedelta(days=1)
+# "SENTINEL-1A", "Sentinel-1A", "S1A"
+_PLATFORM = re.compile(r"s(?:entinel)?[-_ ]?1[-_ ]?([a-d])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,31 @@ class PassRule(StrictModel):
     """Time of day, UTC."""
     within_minutes: Annotated[float, Field(gt=0)] = 10.0
     """Largest difference from it."""
+
+
+def pass_of(item: pystac.Item) -> Pass:
+    """Return the pass of one slice, or burst, that a STAC item describes.
+
+    What its properties do not state is taken from the id of an OPERA product, else unknown.
+    """
+    properties, burst = item.properties, parse_burst(item.id)
+    stated = str(properties.get("platform") or "").lower()
+    named = _PLATFORM.fullmatch(stated)
+    platform = f"sentinel-1{named[1].lower()}" if named else stated
+    return Pass(
+        time=item_span(item)[0],
+        platform=platform or (burst.platform if burst else ""),
+        orbit_state=str(properties.get("sat:orbit_state") or "").lower()
+        or (burst.orbit_state if burst else ""),
+        relative_orbit=int(properties.get("sat:relative_orbit") or 0)
+        or (burst.relative_orbit if burst else 0),
+        slices=(item.id,),
+    )
+
+
+def passes_within(passes: Iterable[Pass], period: Period) -> list[Pass]:
+    """Return the passes that start in a period: a pass counts on the day when it starts."""
+    return [one for one in passes if period.start <= one.time < period.end + _DAY]
 
 
 def group_slices(slices: Iterable[Pass]) -> list[Pass]:

@@ -1,40 +1,63 @@
 """Reads raster assets for odc-stac: signed at read time, never shifted, with errors that say which.
 
-Signing at read time is what lets a lazy cube outlive a token: a URL signed when the graph is built
-is dead about 45 minutes later.
+What is remote is read again, from a fresh URL, when it fails: after GDAL's own retries of single
+requests, because a tile that arrives damaged or short, a token that has expired and a failure that
+GDAL remembers can only be cured by reading the asset anew. Damage is seen where the compression
+has a check sum or grammar: always with deflate, nearly always with LZW and zstd, never in
+uncompressed tiles.
 """
 
+import logging
+import re
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 import rasterio
+import requests
 from odc.geo.converters import rio_geobox
 from odc.geo.geobox import GeoBox
 from odc.loader import RasterLoadParams, RasterSource, RioDriver, RioReader
-from odc.loader._rio import GDAL_CLOUD_DEFAULTS  # what it captures where the user set nothing
-from rasterio.errors import RasterioError
-from requests.exceptions import RequestException
+
+# GDAL_CLOUD_DEFAULTS is what it captures where the user set nothing.
+from odc.loader._rio import GDAL_CLOUD_DEFAULTS, rio_env
+from rasterio._err import CPLE_BaseError
+from rasterio.errors import RasterioError, RasterioIOError
 
 from smgrid.catalog import SourceSpec, is_url
 from smgrid.catalogtext import Signing
-from smgrid.errors import CatalogError, SourceError
+from smgrid.errors import AssetError, CatalogError, SourceError
+from smgrid.sources.gdal import FORGET, asset_options, gdal_options, watch_headers
+from smgrid.sources.retry import asked_wait, redact, retry_pauses
+from smgrid.sources.signing import forget_token, sign_href
 
-# GDAL retries nothing by default and waits for ever. ALL includes dropped connections.
-_GDAL_HTTP: Mapping[str, str] = {
-    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
-    "GDAL_HTTP_MAX_RETRY": "5",
-    "GDAL_HTTP_RETRY_DELAY": "0.5",
-    "GDAL_HTTP_RETRY_CODES": "ALL",
-    "GDAL_HTTP_CONNECTTIMEOUT": "20",
-    "GDAL_HTTP_TIMEOUT": "120",
-}
+_log = logging.getLogger(__name__)
+
 # Waits before each new attempt at a remote asset [s], after GDAL's own retries.
-_PAUSES = (1.0, 4.0)
+_PAUSES = (1.0, 4.0, 15.0)
 # Part of a pixel by which a file may miss the lattice that it is pasted on.
 _TOLERANCE = 0.02
+# What GDAL raises when a server, not the signature, is at fault; it says nothing of tiles.
+_SERVER_FAULT = re.compile(r"CURL error|HTTP response code: (?!40[13])\d{3}")
+_BUSY = re.compile(r"HTTP response code: (429|503)")
+_REFUSED = re.compile(r"HTTP response code: 40[13]")
+_PROBE_TIMEOUT_S = 20.0
+
+_MISSING = "it is missing, truncated or not a raster: fetch it again or correct {origin}"
+_CURES: Mapping[Signing, str] = dict.fromkeys(get_args(Signing), _MISSING)
+_CURES_REFUSED: Mapping[Signing, str] = {
+    "none": "it needs credentials: correct stac.sign in {origin}",
+    "planetary-computer": "try again later, or set PC_SDK_SUBSCRIPTION_KEY",
+    "earthdata": (
+        "make a new EARTHDATA_TOKEN, and accept the provider's licence with its account, at "
+        "https://urs.earthdata.nasa.gov"
+    ),
+}
+# Assets whose last attempt in this process failed; GDAL remembers them, too.
+_FAILED: set[str] = set()
+
+_T = TypeVar("_T")
 
 
 class AssetDriver(RioDriver):
@@ -73,53 +96,106 @@ class AssetDriver(RioDriver):
         return cls(sign=sign, crs=spec.crs, nodata=spec.nodata, origin=spec.origin)
 
     def capture_env(self) -> dict[str, Any]:
-        """Return the GDAL options that travel to the workers; the user's own come first."""
-        captured = super().capture_env()
-        return {**_GDAL_HTTP, **(captured if captured != GDAL_CLOUD_DEFAULTS else {})}
+        """Return the GDAL options of the user, which travel to the workers."""
+        captured: dict[str, Any] = super().capture_env()
+        return captured if captured != GDAL_CLOUD_DEFAULTS else {}
 
     def open(self, src: RasterSource, ctx: Any) -> "AssetReader":
         """Return a reader of one asset; nothing is opened before it reads."""
         return AssetReader(src, ctx, self)
 
-    def to_readable(self, href: str) -> str:
-        """Return what GDAL opens for an asset: signed now, its CRS corrected."""
-        uri = _sign(href, self.sign)
-        if self.crs is None:
-            return uri
-        if "?" in uri:
-            msg = f"{self.origin}: crs cannot be stated for a URL with a query ({href}); omit it"
-            raise CatalogError(msg)
-        path = f"/vsicurl/{uri}" if uri.startswith("http") else uri
-        return f"vrt://{path}?a_srs={self.crs}"
-
     def read_geobox(self, href: str) -> GeoBox:
         """Return the grid of an asset from its header."""
-        try:
-            with rasterio.open(self.to_readable(href)) as source:
+
+        def read(uri: str) -> GeoBox:
+            with rasterio.open(uri) as source:
                 return self.check_geobox(source, href)
-        except RasterioError as cause:
-            raise self.unreadable(href, cause) from cause
+
+        return self.attempt(href, read)
+
+    def attempt(self, href: str, read: Callable[[str], _T]) -> _T:
+        """Return what `read` makes of an asset, which it gets as GDAL can open it.
+
+        Parameters
+        ----------
+        href
+            Path or URL, as the item states it.
+        read
+            Called again, with a fresh URL and with what GDAL remembers of the old one forgotten,
+            when a remote asset fails; after waits of about 1, 4 and 15 s, or what a busy server
+            asks for.
+
+        Raises
+        ------
+        AssetError
+            If every attempt fails.
+        """
+        pauses = (*(retry_pauses(_PAUSES) if is_url(href) else ()), None)
+        for number, pause in enumerate(pauses, 1):
+            signed = sign_href(href, self.sign)
+            options = asset_options(signed, self.sign, origin=self.origin)
+            options |= FORGET if href in _FAILED else {}
+            try:
+                with rio_env(**gdal_options(self.capture_env()), **options):
+                    result = _read_whole(self._with_crs(signed), read)
+            except (RasterioError, CPLE_BaseError) as cause:
+                failure = self.unreadable(href, cause, attempts=number)
+                _FAILED.add(href)
+            else:
+                _FAILED.discard(href)
+                return result
+            # Outside of the handler: GDAL's errors do not survive the way between processes, not
+            # even as the context of another one, and they hold the signed URL.
+            if pause is None:
+                raise failure
+            reason = failure.reason
+            if self.sign == "planetary-computer" and not _SERVER_FAULT.search(reason):
+                forget_token(href, signed)
+            wait = max(pause, _ask_wait(signed)) if _BUSY.search(reason) else pause
+            _log.warning(
+                "%s: %s; attempt %d of %d, again in %.1f s",
+                *(failure.asset, reason, number, len(pauses), wait),
+            )
+            time.sleep(wait)
+        raise AssertionError  # the last attempt returns or raises
+
+    def to_readable(self, href: str) -> str:
+        """Return what GDAL opens for an asset: signed now, its CRS corrected."""
+        return self._with_crs(sign_href(href, self.sign))
 
     def check_geobox(self, source: rasterio.DatasetReader, href: str) -> GeoBox:
         """Return the grid of an open file; SourceError if it has no CRS."""
         if source.crs is None:
             kind = "only ground control points, it is not geocoded" if source.gcps[0] else "no CRS"
             msg = (
-                f"{href} has {kind}; state its CRS as crs: in {self.origin or 'the catalog'} or "
-                "use a geocoded product"
+                f"{redact(href)} has {kind}; state its CRS as crs: in "
+                f"{self.origin or 'the catalog'} or use a geocoded product"
             )
-            raise SourceError(msg)
+            raise AssetError(msg, asset=redact(href), reason=kind)
         geobox = rio_geobox(source)
         assert isinstance(geobox, GeoBox)  # ground control points alone come with no CRS
         return geobox
 
-    def unreadable(self, href: str, cause: Exception) -> SourceError:
+    def unreadable(self, href: str, cause: Exception, *, attempts: int = 1) -> AssetError:
         """Return the error for an asset that cannot be read."""
-        reason = str(cause.__cause__ or cause)
-        return SourceError(
-            f"{href} cannot be read ({reason}); it is missing, truncated or not a raster: fetch it "
-            f"again or correct {self.origin or 'the catalog'}"
-        )
+        reason = _reason(cause)
+        cures = _CURES_REFUSED if _REFUSED.search(reason) else _CURES
+        tried = f", {attempts} attempts" if attempts > 1 else ""
+        cure = cures[self.sign].format(origin=self.origin or "the catalog")
+        msg = f"{redact(href)} cannot be read ({reason}{tried}); {cure}"
+        return AssetError(msg, asset=redact(href), attempts=attempts, reason=reason)
+
+    def _with_crs(self, uri: str) -> str:
+        if self.crs is None:
+            return uri
+        if "?" in uri:
+            msg = (
+                f"{self.origin}: crs cannot be stated for a URL with a query ({redact(uri)}); "
+                "omit it"
+            )
+            raise CatalogError(msg)
+        path = f"/vsicurl/{uri}" if uri.startswith("http") else uri
+        return f"vrt://{path}?a_srs={self.crs}"
 
 
 class AssetReader(RioReader):
@@ -131,28 +207,17 @@ class AssetReader(RioReader):
 
     def read(self, cfg: RasterLoadParams, dst_geobox: GeoBox, **kwargs: Any) -> Any:
         """Return the pixels on `dst_geobox`, as ``RioReader.read`` does."""
-        href = self._src.uri
         cfg = cfg.patch(
             src_nodata_override=self._driver.nodata,
             src_nodata_fallback=cfg.meta.nodata if cfg.meta else None,
         )
-        pauses = iter(_PAUSES if is_url(href) else ())
-        with ExitStack() as stack:
-            while True:
-                try:
-                    return self._read_signed(cfg, dst_geobox, **kwargs)
-                except RasterioError as cause:
-                    pause = next(pauses, None)
-                    if pause is None:
-                        raise self._driver.unreadable(href, cause) from cause
-                time.sleep(pause)
-                # GDAL remembers a failed URL for the life of the process: ask it to forget.
-                stack.enter_context(rasterio.Env(CPL_VSIL_CURL_NON_CACHED="/vsicurl/"))
 
-    def _read_signed(self, cfg: RasterLoadParams, dst_geobox: GeoBox, **kwargs: Any) -> Any:
-        uri = self._driver.to_readable(self._src.uri)
-        self._check_lattice(uri, cfg, dst_geobox)
-        return RioReader(replace(self._src, uri=uri), self._ctx).read(cfg, dst_geobox, **kwargs)
+        def read(uri: str) -> Any:
+            self._check_lattice(uri, cfg, dst_geobox)
+            source = replace(self._src, uri=uri)
+            return RioReader(source, self._ctx).read(cfg, dst_geobox, **kwargs)
+
+        return self._driver.attempt(self._src.uri, read)
 
     def _check_lattice(self, uri: str, cfg: RasterLoadParams, target: GeoBox) -> None:
         """Refuse a file whose pixels lie elsewhere than those they would be pasted on.
@@ -169,23 +234,40 @@ class AssetReader(RioReader):
         offset = ((pixel.c - cell.c) / cell.a, (pixel.f - cell.f) / cell.e)
         shift = max(abs(part - round(part)) for part in offset)
         if same_scale and shift > _TOLERANCE:
-            msg = (
-                f"{self._src.uri}: its pixels are {shift:.2f} of a pixel off the lattice that its "
-                "STAC item states; the item's proj:transform is wrong, correct the item"
-            )
-            raise SourceError(msg)
+            asset = redact(self._src.uri)
+            reason = f"its pixels are {shift:.2f} of a pixel off the lattice that its item states"
+            msg = f"{asset}: {reason}; the STAC item's proj:transform is wrong, correct the item"
+            raise AssetError(msg, asset=asset, reason=reason)
 
 
-def _sign(href: str, sign: Signing) -> str:
-    if sign == "none":
-        return href
-    import planetary_computer  # only sources that sign need it, and its models are slow to build
+def _read_whole(uri: str, read: Callable[[str], _T]) -> _T:
+    """Return what `read` makes of a file; RasterioIOError if a part of its header did not come."""
+    with watch_headers() as damage:
+        try:
+            result = read(uri)
+        except SourceError:  # such as no CRS
+            if not damage:
+                raise
+        else:
+            if not damage:
+                return result
+    raise RasterioIOError(damage[0])
 
+
+def _reason(cause: Exception) -> str:
+    return redact(str(cause.__cause__ or cause))
+
+
+def _ask_wait(url: str) -> float:
+    """Return how long a busy server asks to be left alone [s]: GDAL does not tell."""
+    if not url.startswith("http"):
+        return 0.0
     try:
-        return str(planetary_computer.sign(href))
-    except RequestException as cause:
-        msg = (
-            f"{href} could not be signed by the Planetary Computer ({cause}); try again later, "
-            "or set PC_SDK_SUBSCRIPTION_KEY if requests are being limited"
-        )
-        raise SourceError(msg) from cause
+        with requests.head(url, timeout=_PROBE_TIMEOUT_S) as answer:
+            return asked_wait(answer)
+    except requests.RequestException:
+        return 0.0
+
+
+# The name under which the downloads of whole files know it.
+_sign = sign_href

@@ -1,7 +1,9 @@
-"""Clear NDVI of single acquisitions from reflectance stacks, and their composites."""
+"""Clear NDVI of single acquisitions from reflectances, and their composites."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -81,10 +83,20 @@ MASKS: Mapping[str, Callable[[_Mask], _Ranks]] = {
 }
 
 
-def open_clear_ndvi(
+@dataclass(frozen=True)
+class ClearView:
+    """What acquisitions saw of each cell, lazily, float32 (time, y, x)."""
+
+    ndvi: xr.DataArray
+    """Mean NDVI of the clear part [1]; NaN where too little is clear."""
+    seen: xr.DataArray
+    """Share of the cell that is clear, 0 to 1, whether that is enough for `ndvi` or not."""
+
+
+def open_clear_view(
     spec: SourceSpec, grid: GeoBox, period: Period, *, coding: str, chunks: int
-) -> xr.DataArray:
-    """Return the NDVI of the clear part of each cell, per acquisition, lazily.
+) -> ClearView:
+    """Return what the acquisitions in NetCDF stacks saw, lazily.
 
     Parameters
     ----------
@@ -98,11 +110,6 @@ def open_clear_ndvi(
         How the mask is coded, a key of `MASKS`.
     chunks
         Tile edge [pixels of `grid`].
-
-    Returns
-    -------
-    xr.DataArray
-        float32 (time, y, x) [1].
     """
     red = _open_band(spec, "red", grid, period)
     nir = _at_times_of(red, _open_band(spec, "nir", grid, period), spec, "nir")
@@ -110,38 +117,82 @@ def open_clear_ndvi(
     if nir.odc.geobox != red.odc.geobox:
         msg = f"{spec.name} ({spec.origin}): red and nir lie on different grids; give bands of one"
         raise SourceError(msg)
+    where = f"{spec.name} ({spec.origin})"
+    return clear_view(red, nir, mask, grid, coding=coding, chunks=chunks, where=where)
+
+
+def clear_view(
+    red: xr.DataArray,
+    nir: xr.DataArray,
+    mask: xr.DataArray,
+    grid: GeoBox,
+    *,
+    coding: str,
+    chunks: int,
+    where: str,
+) -> ClearView:
+    """Return NDVI of the clear part of each cell.
+
+    Parameters
+    ----------
+    red, nir
+        Reflectance [1] (time, y, x) on one grid of fine pixels; NaN is missing.
+    mask
+        As stored, on that grid or a coarser one.
+    grid
+        Target; cells as large as the pixels or smaller take the nearest pixel.
+    coding
+        How the mask is coded, a key of `MASKS`.
+    chunks
+        Tile edge [pixels of `grid`].
+    where
+        What messages call the source.
+    """
     rank = xr.apply_ufunc(
         _rank,
         mask,
-        kwargs={"coding": coding, "where": f"{spec.name} ({spec.origin})"},
+        kwargs={"coding": coding, "where": where},
         dask="parallelized",
         output_dtypes=["float32"],
     )
-    rank = nearest(rank, red.odc.geobox).assign_coords(y=red["y"], x=red["x"])
+    # Chunked as red and nir are, so that a tile of one needs a tile of the other.
+    edge = red.chunksizes["x"][0]
+    rank = nearest(rank, red.odc.geobox, chunks=edge).assign_coords(y=red["y"], x=red["x"])
     ndvi = ((nir - red) / (nir + red)).where(_is_plausible(red) & _is_plausible(nir))
     if pixel_metres(grid) < pixel_metres(red.odc.geobox):
         to_cells = partial(nearest, grid=grid, chunks=chunks)
     else:
         average = partial(area_average, min_coverage=_CLEAR_SHARE)
         to_cells = partial(average, grid=grid, chunks=chunks)
-    certain = to_cells(ndvi.where(rank == _CLEAR))
-    if coding != "sentinel2-scl":
-        return certain
-    clouds = to_cells((rank == _CLOUD).astype("float32"))
-    return to_cells(ndvi.where(rank <= _DOUBTFUL)).where(clouds < _CLOUDY_CELL, certain)
+    certain = ndvi.where(rank == _CLEAR)
+    found, seen = to_cells(certain), to_cells(certain.notnull().astype("float32"))
+    if coding == "sentinel2-scl":
+        likely = ndvi.where(rank <= _DOUBTFUL)
+        is_fair = to_cells((rank == _CLOUD).astype("float32")) < _CLOUDY_CELL
+        found = to_cells(likely).where(is_fair, found)
+        seen = to_cells(likely.notnull().astype("float32")).where(is_fair, seen)
+    return ClearView(found, seen)
 
 
-def composite(clear: xr.DataArray, slots: pd.DatetimeIndex, *, days: int) -> xr.DataArray:
-    """Return the median of the valid acquisitions in the `days` that begin with each slot.
+def composite(
+    clear: xr.DataArray,
+    slots: pd.DatetimeIndex,
+    *,
+    days: int,
+    statistic: Literal["median", "max"] = "median",
+) -> xr.DataArray:
+    """Return the median or maximum of the acquisitions in the `days` that begin with each slot.
 
     Parameters
     ----------
     clear
-        Dims (time, y, x), dask-backed; NaN is not clear.
+        Dims (time, y, x), times increasing, dask-backed; NaN is not clear.
     slots
         Starts of the composites.
     days
         Length of each [day].
+    statistic
+        Of the values that are not NaN.
 
     Returns
     -------
@@ -151,17 +202,17 @@ def composite(clear: xr.DataArray, slots: pd.DatetimeIndex, *, days: int) -> xr.
     times = clear.indexes["time"]
     first = times.searchsorted(slots)
     last = times.searchsorted(slots + days * _DAY)
-    medians: xr.DataArray = xr.apply_ufunc(
-        _medians,
+    composites: xr.DataArray = xr.apply_ufunc(
+        _reduce,
         clear.chunk(time=-1),
         input_core_dims=[["time"]],
         output_core_dims=[["date"]],
-        kwargs={"first": first, "last": last},
+        kwargs={"first": first, "last": last, "statistic": statistic},
         dask="parallelized",
         output_dtypes=["float32"],
         dask_gufunc_kwargs={"output_sizes": {"date": len(slots)}},
     )
-    return medians.transpose("date", "y", "x").assign_coords(date=slots)
+    return composites.transpose("date", "y", "x").assign_coords(date=slots)
 
 
 def _open_band(spec: SourceSpec, name: str, grid: GeoBox, period: Period) -> xr.DataArray:
@@ -228,20 +279,23 @@ def _refuse(wrong: npt.NDArray[np.bool_], values: _Mask, cure: str) -> None:
         raise ValueError(f"it holds {values[wrong].flat[0]}; {cure}")
 
 
-def _medians(
+def _reduce(
     values: npt.NDArray[np.float32],
     *,
     first: npt.NDArray[np.intp],
     last: npt.NDArray[np.intp],
+    statistic: str,
 ) -> npt.NDArray[np.float32]:
-    """Return the median of ``values[..., first:last]`` for each pair, NaN ignored."""
-    medians = np.full((*values.shape[:-1], len(first)), np.nan, dtype="float32")
+    """Return a statistic of ``values[..., first:last]`` for each pair, NaN ignored."""
+    reduced = np.full((*values.shape[:-1], len(first)), np.nan, dtype="float32")
     for step, (start, stop) in enumerate(zip(first, last, strict=True)):
         if start == stop:
             continue
         ordered = np.sort(values[..., start:stop], axis=-1)  # NaN last
         count = np.isfinite(ordered).sum(axis=-1, keepdims=True)
-        lower = np.take_along_axis(ordered, np.maximum(count - 1, 0) // 2, axis=-1)
-        upper = np.take_along_axis(ordered, np.minimum(count // 2, stop - start - 1), axis=-1)
-        medians[..., step] = ((lower + upper) / 2)[..., 0]
-    return medians
+        high = count - 1 if statistic == "max" else count // 2
+        low = count - 1 if statistic == "max" else (count - 1) // 2
+        lower = np.take_along_axis(ordered, np.maximum(low, 0), axis=-1)
+        upper = np.take_along_axis(ordered, np.clip(high, 0, stop - start - 1), axis=-1)
+        reduced[..., step] = ((lower + upper) / 2)[..., 0]
+    return reduced

@@ -5,6 +5,7 @@ them, in the domain that the catalog states; overviews are never read.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import reduce
 
 import numpy as np
@@ -15,26 +16,29 @@ from odc.geo.geobox import GeoBox
 
 from smgrid.catalog import SourceSpec, check_options, find_files
 from smgrid.errors import SourceError
-from smgrid.resample import area_average
 from smgrid.schema import convert_units, describe
 from smgrid.sources.backscatter import average_backscatter, check_backscatter
 from smgrid.sources.lattice import fine_grid
 from smgrid.sources.netcdf import open_stack
+from smgrid.sources.opera import share_lattices
 from smgrid.sources.options import take_asset, take_units
 from smgrid.sources.passes import (
     PASS_GAP,
     Pass,
     apply_rules,
     group_slices,
+    pass_of,
+    passes_within,
     read_rules,
     with_pass_coords,
 )
-from smgrid.sources.stac import item_span, load_items, no_data, search_items, split_by_lattice
-from smgrid.sources.window import crop, pixel_metres
+from smgrid.sources.per_orbit import load_per_orbit
+from smgrid.sources.stac import load_items, no_data, search_items, split_by_lattice
+from smgrid.sources.window import crop
 from smgrid.windows import Period
 
 _DAY = pd.Timedelta(days=1)
-_BILINEAR = {"resampling": "bilinear", "src_nodata": np.nan, "dst_nodata": np.nan}
+_MASK = "mask"
 
 
 def load_stac(spec: SourceSpec, grid: GeoBox, period: Period, *, chunks: int = 512) -> xr.Dataset:
@@ -44,7 +48,8 @@ def load_stac(spec: SourceSpec, grid: GeoBox, period: Period, *, chunks: int = 5
     ----------
     spec
         ``stac``, ``assets`` (vv, vh), ``units`` ("1" for linear power, or "dB"), ``convention``.
-        Options: ``average`` "db" (default) or "linear".
+        An asset ``mask`` leaves out the pixels where it is not 0: those in layover or shadow, as
+        OPERA RTC-S1 counts them. Options: ``average`` "db" (default) or "linear".
     grid
         Target.
     period
@@ -72,15 +77,18 @@ def load_stac(spec: SourceSpec, grid: GeoBox, period: Period, *, chunks: int = 5
     items = search_items(spec, grid, period, margin=PASS_GAP)
     # Over the poles only HH and HV are acquired; such scenes hold nothing that was asked for.
     items = [item for item in items if set(assets.values()) & set(item.assets)] or items
-    passes = _within(group_slices(_to_slice(item) for item in items), period)
+    if _MASK in spec.assets:
+        assets[_MASK] = spec.assets[_MASK]
+        _require_masks(spec, items)
+    passes = passes_within(group_slices(pass_of(item) for item in items), period)
     if not passes:
         raise no_data(spec, grid, period)
     wanted = {member for one in passes for member in one.slices}
+    items = [item for item in items if item.id in wanted]
+    share_lattices(spec, items, tuple(assets.values()))
     parts = [
         _average_lattice(spec, grid, lattice, used, assets=assets, passes=passes, chunks=chunks)
-        for lattice, used in split_by_lattice(
-            spec, [item for item in items if item.id in wanted], tuple(assets.values())
-        )
+        for lattice, used in split_by_lattice(spec, items, tuple(assets.values()))
     ]
     # Slices of one pass can come in two UTM zones.
     merged = reduce(lambda first, second: first.combine_first(second), parts)
@@ -129,7 +137,7 @@ def load_netcdf(spec: SourceSpec, grid: GeoBox, period: Period, *, chunks: int =
     found = group_slices(
         apply_rules(rules, moment, str(number), spec) for number, moment in enumerate(times)
     )
-    passes = _within(found, period)
+    passes = passes_within(found, period)
     if not passes:
         raise no_data(spec, grid, period)
     labels = [f"{spec.name} at {one.time}" for one in passes]
@@ -170,27 +178,11 @@ def load_angle(spec: SourceSpec, grid: GeoBox, period: Period, *, chunks: int = 
         If an item does not say its relative orbit.
     """
     check_options(spec)
-    asset = {"angle": take_asset(spec, "angle")}
+    spec = replace(spec, provides=("angle",))
     items = search_items(spec, grid, None)
-    states = {_take_orbit(item): _to_slice(item).orbit_state for item in items}
-    groups = {item.id: _take_orbit(item) for item in items}
-    parts = []
-    for lattice, members in split_by_lattice(spec, items, tuple(asset.values())):
-        fine, edge = fine_grid(lattice, grid, chunks)
-        loaded = load_items(spec, members, fine, assets=asset, groups=groups, chunks=edge)["angle"]
-        if pixel_metres(lattice) <= pixel_metres(grid):
-            parts.append(area_average(loaded, grid, chunks=chunks))
-        else:
-            parts.append(loaded.odc.reproject(grid, chunks=(chunks, chunks), **_BILINEAR))
-    merged = reduce(lambda first, second: first.combine_first(second), parts)
+    ds = load_per_orbit(spec, grid, items, prepare={"angle": lambda da: da}, chunks=chunks)
     units = take_units(spec, "angle", default="degree")
-    angle = describe(convert_units(merged.rename(group="relative_orbit"), units, "angle"), "angle")
-    angle = angle.chunk({"relative_orbit": 1, "y": chunks, "x": chunks})
-    orbits = [int(orbit) for orbit in angle["relative_orbit"].values]
-    return angle.to_dataset().assign_coords(
-        relative_orbit=("relative_orbit", np.array(orbits, dtype="int16")),
-        orbit_state=("relative_orbit", np.array([states[orbit] for orbit in orbits], dtype=str)),
-    )
+    return ds.assign(angle=describe(convert_units(ds["angle"], units, "angle"), "angle"))
 
 
 def _average_lattice(
@@ -207,6 +199,8 @@ def _average_lattice(
     groups = {member: number for number, one in enumerate(passes) for member in one.slices}
     fine, edge = fine_grid(lattice, grid, chunks)
     loaded = load_items(spec, items, fine, assets=assets, groups=groups, chunks=edge)
+    if _MASK in loaded:
+        loaded = loaded.drop_vars(_MASK).where(loaded[_MASK] == 0)
     labels = [", ".join(passes[number].slices) for number in loaded["group"].values]
     return xr.Dataset(
         {
@@ -216,27 +210,14 @@ def _average_lattice(
     )
 
 
-def _to_slice(item: pystac.Item) -> Pass:
-    properties = item.properties
-    return Pass(
-        time=item_span(item)[0],
-        platform=str(properties.get("platform") or "").lower(),
-        orbit_state=str(properties.get("sat:orbit_state") or "").lower(),
-        relative_orbit=int(properties.get("sat:relative_orbit") or 0),
-        slices=(item.id,),
-    )
-
-
-def _take_orbit(item: pystac.Item) -> int:
-    orbit = _to_slice(item).relative_orbit
-    if not orbit:
-        msg = f"{item.id} has no sat:relative_orbit, so it is not known which passes it serves"
-        raise SourceError(msg)
-    return orbit
-
-
-def _within(passes: Sequence[Pass], period: Period) -> list[Pass]:
-    return [one for one in passes if period.start <= one.time < period.end + _DAY]
+def _require_masks(spec: SourceSpec, items: Sequence[pystac.Item]) -> None:
+    for item in items:
+        if spec.assets[_MASK] not in item.assets:
+            msg = (
+                f"{spec.origin}: {item.id} has no asset {spec.assets[_MASK]!r}, which assets.mask "
+                f"of {spec.name} names (it has {', '.join(item.assets)}); correct or omit it"
+            )
+            raise SourceError(msg)
 
 
 def _open_stacks(spec: SourceSpec, period: Period, edge: int) -> xr.Dataset:

@@ -1,10 +1,12 @@
 """Write stores in child processes that are killed at random moments; run by test_resume.py.
 
 One process imports everything once and forks a fresh writer for every attempt, so that a test can
-afford many kills. ``kill_writer.py kill FOLDER SEED...`` prints what happened as JSON;
-``kill_writer.py memory FOLDER UNITS...`` prints the peak memory of a writer by number of units.
+afford many kills. ``kill_writer.py kill FOLDER KILLS SEED...`` prints what happened as JSON, and
+``update`` does the same with updates of a cube; ``race FOLDER RACES WRITERS`` lets writers begin
+at the same moment; ``memory FOLDER UNITS...`` prints the peak memory by number of units.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -14,14 +16,20 @@ import time
 import traceback
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, below the repository
+
 import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
 from odc.geo.geobox import GeoBox
 
+from smgrid.cube.build import load_cube
 from smgrid.cube.store import write_cube
+from smgrid.cube.update import update_cube
+from smgrid.errors import StoreInUseError
 from smgrid.grid import coarsen_grid, grid_coords
+from tests.cube.archive import write_archive
 
 GRID = GeoBox.from_bbox((0, 0, 4000, 4000), crs="EPSG:32648", resolution=100)
 
@@ -72,34 +80,115 @@ def fork(work):
 def status_of(folder):
     """Return the status in the root and the number of shards, without zarr."""
     root = folder / "zarr.json"
-    shards = [p for p in folder.glob("*/[abc]/c/*/*/*") if p.name.isdigit()]
     text = json.loads(root.read_text())["attributes"]["smgrid_status"] if root.exists() else ""
-    return text, len(shards)
+    return text, len(shards_of(folder))
 
 
-def write_and_kill(folder, duration, seed):
-    rng = random.Random(seed)
+def shards_of(folder):
+    """Return the shards of data by their path."""
+    found = [*folder.glob("*/*/c/*/*/*"), *folder.glob("*/*/c/*/*")]
+    return {p.relative_to(folder).as_posix(): p for p in found if p.is_file() and p.name.isdigit()}
+
+
+def kill_at_random(work, folder, rng, total, kills):
+    """Run `work` again and again, killing it until it was killed so often, and then to the end.
+
+    Kills come when a random number of shards have been written, and a moment later; some come
+    while the metadata are written.
+    """
     killed = []
-    for attempt in range(60):
-        child = fork(lambda: write_cube(cube(), folder, shard=16))
-        if attempt < 50:
-            # Early moments hit the template, late ones the end.
-            time.sleep(rng.uniform(0, duration) * rng.choice([0.3, 1.2]))
-            os.kill(child, signal.SIGKILL)
+    for attempt in range(kills + 60):
+        child = fork(work)
+        if attempt < kills:
+            more = rng.choice([0, 0, 1, rng.randint(1, 1 + 2 * total // kills)])
+            wait_for(folder, child, more)
+            time.sleep(rng.uniform(0, 0.02 if more else 0.2))
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status):
-            killed.append(status_of(folder))
+            killed.append(observe(folder))
         else:
             return {"killed": killed, "code": os.WEXITSTATUS(status)}
     return {"killed": killed, "code": None}
 
 
-def kill(folder, *seeds):
-    start = time.perf_counter()
+def wait_for(folder, child, more):
+    """Wait until there are so many more shards than now, or the child has ended."""
+    wanted = len(shards_of(folder)) + more
+    while len(shards_of(folder)) < wanted:
+        time.sleep(0.002)
+        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return
+
+
+def observe(folder):
+    """Return status, number of shards, and which of them differ from those of the whole store."""
+    status, count = status_of(folder)
+    whole = folder.parent / "whole"
+    other = [k for k, p in shards_of(folder).items() if p.read_bytes() != (whole / k).read_bytes()]
+    return {"status": status, "shards": count, "other": other}
+
+
+def kill(folder, kills, *seeds):
     _, status = os.waitpid(fork(lambda: write_cube(cube(), folder / "whole", shard=16)), 0)
-    duration = time.perf_counter() - start
-    runs = {seed: write_and_kill(folder / seed, duration, int(seed)) for seed in seeds}
-    return {"code": os.WEXITSTATUS(status), "total": status_of(folder / "whole")[1], "runs": runs}
+    total = status_of(folder / "whole")[1]
+    runs = {
+        seed: kill_at_random(
+            lambda seed=seed: write_cube(cube(), folder / seed, shard=16),
+            folder / seed,
+            random.Random(seed),
+            total,
+            int(kills),
+        )
+        for seed in seeds
+    }
+    return {"code": os.WEXITSTATUS(status), "total": total, "runs": runs}
+
+
+def race(folder, races, writers):
+    """Return the exit statuses of writers that begin at the same moment."""
+    os.waitpid(fork(lambda: write_cube(cube(), folder / "whole", shard=16)), 0)
+
+    def write(path, begin):
+        time.sleep(max(0, begin - time.time()))
+        try:
+            write_cube(cube(), path, shard=16)
+        except StoreInUseError as error:
+            os._exit(error.exit_code)
+
+    codes = {}
+    for name in map(str, range(int(races))):
+        begin = time.time() + 0.05
+        children = [
+            fork(lambda path=folder / name, begin=begin: write(path, begin))
+            for _ in range(int(writers))
+        ]
+        codes[name] = [os.WEXITSTATUS(os.waitpid(child, 0)[1]) for child in children]
+    return codes
+
+
+def update(folder, kills, seed):
+    """Kill updates of a cube whose archive has grown, and compare with a new build."""
+    grid = GeoBox.from_bbox((0, 0, 4000, 3200), crs="EPSG:32648", resolution=100)
+    days = np.datetime64("2023-06-01T11:02:05") + np.arange(20) * np.timedelta64(9, "D")
+    catalog = write_archive(folder, [str(day) for day in days])
+
+    def build(end, name):
+        cube = load_cube(grid, ("2022-01-01", end), catalog=catalog, chunks=16)
+        write_cube(cube, folder / name, shard=16)
+
+    for end, name in (("2023-06-30", "a"), ("2023-12-31", "whole")):
+        os.waitpid(fork(lambda end=end, name=name: build(end, name)), 0)
+    before = shards_of(folder / "a")
+    run = kill_at_random(
+        lambda: update_cube(folder / "a", until="2023-12-31"),
+        folder / "a",
+        random.Random(seed),
+        len(shards_of(folder / "whole")) - len(before),
+        int(kills),
+    )
+    return run | {"before": len(before), "total": len(shards_of(folder / "whole"))}
 
 
 def memory(folder, *sizes):
@@ -120,5 +209,6 @@ def memory(folder, *sizes):
 
 if __name__ == "__main__":
     dask.config.set(num_workers=2)
-    command = {"kill": kill, "memory": memory}[sys.argv[1]]
+    commands = {"kill": kill, "update": update, "race": race, "memory": memory}
+    command = commands[sys.argv[1]]
     sys.stdout.write(json.dumps(command(Path(sys.argv[2]), *sys.argv[3:])))

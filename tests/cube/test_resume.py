@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from smgrid.cube.store import open_cube
+from smgrid.cube.verify import verify
 
 WRITER = Path(__file__).with_name("kill_writer.py")
 
@@ -27,25 +28,46 @@ def run_writer(*args):
 
 @pytest.mark.slow
 def test_a_killed_writer_is_resumed_to_the_same_bytes(tmp_path, files_of):
-    seeds = ["1", "2", "3"]
-    report = run_writer("kill", tmp_path, *seeds)
+    report = run_writer("kill", tmp_path, "13", "1", "2")
     assert report["code"] == 0
     assert report["total"] == 2 * 36 + 2
     whole = files_of(tmp_path / "whole")
-    killed = 0
-    for seed in seeds:
-        run = report["runs"][seed]
+    kills = amid = 0
+    for seed, run in report["runs"].items():
         assert run["code"] == 0
         assert files_of(tmp_path / seed) == whole
-        for status, shards in run["killed"]:
-            # Complete is said only when everything is there.
-            assert status != "complete" or shards == report["total"]
-        counts = [shards for _, shards in run["killed"]]
+        for killed in run["killed"]:
+            # Whatever is there is what belongs there, and complete is said of everything only.
+            assert killed["other"] == []
+            assert killed["status"] != "complete" or killed["shards"] == report["total"]
+        counts = [killed["shards"] for killed in run["killed"]]
         assert counts == sorted(counts)  # done units are kept
-        killed += sum(0 < count < report["total"] for count in counts)
-    assert killed >= 3
-    opened = open_cube(tmp_path / seeds[0])
+        kills += len(counts)
+        amid += sum(0 < count < report["total"] for count in counts)
+    assert kills >= 20
+    assert amid >= 10
+    assert verify(tmp_path / "1").ok
+    opened = open_cube(tmp_path / "1")
     np.testing.assert_array_equal(opened["base"].a, open_cube(tmp_path / "whole")["base"].a)
+
+
+@pytest.mark.slow
+def test_a_killed_update_is_finished_by_the_next_one(tmp_path, files_of):
+    run = run_writer("update", tmp_path, "12", "3")
+    assert run["code"] == 0
+    assert len(run["killed"]) >= 8
+    for killed in run["killed"]:
+        # A shard that differs is one of the last year of a series, which grows.
+        assert {key.split("/")[1] for key in killed["other"]} <= {"ndvi", "t2m", "tp"}
+        assert {key.split("/")[3] for key in killed["other"]} <= {"1"}
+        done = (killed["shards"], killed["other"]) == (run["total"], [])
+        assert killed["status"] != "complete" or killed["shards"] == run["before"] or done
+    hidden = {"_smgrid/manifest.json", "_smgrid/template.json"}
+    whole, updated = files_of(tmp_path / "whole"), files_of(tmp_path / "a")
+    assert {k: v for k, v in updated.items() if k not in hidden} == {
+        k: v for k, v in whole.items() if k not in hidden
+    }
+    assert verify(tmp_path / "a").ok
 
 
 @pytest.mark.slow

@@ -32,6 +32,7 @@ from smgrid.errors import (
     SourceError,
     StoreError,
     TemplateMismatchError,
+    UnitsFailedError,
     WindowError,
 )
 from smgrid.inference.coverage import require_values
@@ -299,7 +300,7 @@ def test_weather_in_other_units_than_the_catalog_states(
     stated = {"t2m": "K", "tp": "m", name: units}
     change = {"paths": ["weather.nc"], "units": stated}
     catalog = one_source(world, tmp_path, "era5-land", **change)
-    with pytest.raises(SchemaError, match=message) as caught:
+    with pytest.raises(UnitsFailedError, match=message) as caught:
         build(world, catalog, store)
     assert re.search(
         r"era5-land \(broken\.yml, line \d\): .*write to a new path", str(caught.value)
@@ -316,7 +317,7 @@ def test_weather_in_other_units_than_the_catalog_states(
 def test_decibels_declared_for_power(world, tmp_path, store):
     catalog = one_source(world, tmp_path, "sentinel-1", units={"vv": "dB", "vh": "dB"})
     with pytest.raises(
-        SchemaError,
+        UnitsFailedError,
         match=r"v[vh] of S1A.*its units are dB, but all .* above 0 .*units \"1\" in broken\.yml, l",
     ):
         build(world, catalog, store)
@@ -329,7 +330,8 @@ def test_power_declared_for_decibels(world, tmp_path, store):
         tmp_path / "broken.yml", {"sentinel-1": entries(world, root)["sentinel-1"]}
     )
     with pytest.raises(
-        SchemaError, match=r"v[vh] of S1A.*found -\d.*, but power .*in broken\.yml.* write units dB"
+        UnitsFailedError,
+        match=r"v[vh] of S1A.*found -\d.*, but power .*in broken\.yml.* write units dB",
     ):
         build(world, catalog, store)
     refuses_to_look_finished(store)
@@ -355,7 +357,7 @@ def test_soil_moisture_in_per_cent(world, tmp_path, store, cli):
                 data[()] = np.where(values >= 0, values * 100, values)
     catalog = one_source(world, tmp_path, "smap", paths=["smap/*.h5"])
     with pytest.raises(
-        SchemaError, match=r"smap_soil_moisture in .*\.h5: found \d\d.*0 to 1 m3 m-3"
+        UnitsFailedError, match=r"smap_soil_moisture in .*\.h5: found \d\d.*0 to 1 m3 m-3"
     ):
         build(world, catalog, store)
     refuses_to_look_finished(store)
@@ -450,7 +452,7 @@ def test_a_truncated_cog(world, whole, tmp_path, store, cli):
     damaged.write_bytes(content[: len(content) // 2])
     catalog = with_scenes_of(world, tmp_path, tmp_path)
     with pytest.raises(
-        SourceError,
+        UnitsFailedError,
         match=r"/base \(vv, vh, angle\), time 2022-01-\S+, tile \(0, 0\).*iw-vv\.rtc\.tiff cannot "
         r"be read .*truncated.* fetch it again.*write again to resume",
     ):

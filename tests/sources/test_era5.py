@@ -1,5 +1,7 @@
 """Daily weather: hand-written days for each accumulation rule, units, nearest pixel, real files."""
 
+import zipfile
+
 import dask
 import numpy as np
 import pandas as pd
@@ -214,6 +216,143 @@ def test_preliminary_layer_fills_what_is_not_final(tmp_path):
     ds.to_netcdf(tmp_path / "a.nc")
     entry = spec(tmp_path / "a.nc", options={"step": "daily"})
     np.testing.assert_array_equal(daily(entry), [280, 281, 282])
+
+
+def test_layers_are_final_and_preliminary_by_their_numbers(tmp_path):
+    data = np.array([[282.0, 280.0], [999.0, 281.0], [282.0, np.nan]])[:, :, None, None]
+    ds = xr.Dataset(
+        {"t2m": (("time", "expver", "latitude", "longitude"), data * np.ones((2, 3)))},
+        coords={"time": FEBRUARY.days, "expver": [5, 1], "latitude": LAT, "longitude": LON},
+    )
+    ds.to_netcdf(tmp_path / "a.nc")
+    entry = spec(tmp_path / "a.nc", options={"step": "daily"})
+    np.testing.assert_array_equal(daily(entry), [280, 281, 282])
+
+
+def test_preliminary_hours_along_time_are_read_like_final_ones(tmp_path):
+    """As the Climate Data Store marks them since 2024: one layer, an expver for each time."""
+    path = write(tmp_path / "a.nc", "t2m", hours("2024-02-28", 72), np.full(72, 280.0))
+    with xr.open_dataset(path) as ds:
+        marked = ds.load().rename(time="valid_time")
+    versions = np.repeat(["0001", "0005"], 36)
+    marked.assign_coords(expver=("valid_time", versions), number=0).to_netcdf(tmp_path / "b.nc")
+    np.testing.assert_array_equal(daily(spec(tmp_path / "b.nc")), [280, 280, 280])
+
+
+def test_an_archive_of_both_kinds_of_variables(tmp_path, cache):
+    """As the Climate Data Store delivers them together, under a name that says NetCDF."""
+    instant = write(tmp_path / "instant.nc", "t2m", hours("2024-02-28", 73), np.full(73, 280.0))
+    accum = write(tmp_path / "accum.nc", "tp", hours("2024-02-28", 73), np.full(73, 0.001))
+    with zipfile.ZipFile(tmp_path / "download.nc", "w") as archive:
+        archive.write(instant, "data_stream-oper_stepType-instant.nc")
+        archive.write(accum, "data_stream-oper_stepType-accum.nc")
+    entry = spec(tmp_path / "download.nc", provides=("t2m", "tp"))
+    ds = load_source(entry, GRID, FEBRUARY)
+    np.testing.assert_allclose(ds["t2m"], 280)
+    np.testing.assert_allclose(ds["tp"], 0.024, rtol=1e-6)
+    unpacked = sorted(path.name for path in cache.glob("unpacked/*/*"))
+    assert unpacked == [f"data_stream-oper_stepType-{kind}.nc" for kind in ("accum", "instant")]
+    load_source(entry, GRID, FEBRUARY)
+    assert len(list(cache.glob("unpacked/*"))) == 1, "unpacked once"
+
+
+@pytest.mark.parametrize("content", ["other", "damaged"])
+def test_an_archive_that_holds_no_weather(tmp_path, cache, content):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("read.me" if content == "other" else "a.nc", "x" * 1000)
+    if content == "damaged":
+        path.write_bytes(path.read_bytes().replace(b"xxxx", b"yyyy"))
+    with pytest.raises(SourceError, match=r"a\.zip (is an archive without|cannot be unpacked)"):
+        load_source(spec(path), GRID, FEBRUARY)
+    assert not list(cache.glob("unpacked/*/*.nc"))
+
+
+def test_a_remote_file_is_fetched(tmp_path, cache, file_server):
+    path = write(file_server.folder / "w.nc", "t2m", hours("2024-02-28", 72), np.full(72, 280.0))
+    np.testing.assert_array_equal(daily(spec(f"{file_server.url}/{path.name}")), 280)
+    assert len(file_server.log()) == 1
+
+
+@pytest.mark.shared
+def test_grib_is_refused_with_the_way_out(shared):
+    path = shared / "data/real/era5/era5-single-level-scalar-time.grib"
+    with pytest.raises(SourceError, match=r"scalar-time\.grib is GRIB, .* order NetCDF"):
+        load_source(spec(path), GRID, FEBRUARY)
+
+
+@pytest.mark.parametrize(
+    ("name", "rule", "first", "last", "expected"),
+    [
+        ("t2m", "per-step", "02-28T00", "03-01T23", [1, 1, 1]),
+        ("t2m", "per-step", "02-28T01", "03-01T22", [0, 1, 0]),
+        ("tp", "per-step", "02-28T01", "03-02T00", [1, 1, 1]),
+        ("tp", "per-step", "02-28T02", "03-01T23", [0, 1, 0]),
+        ("tp", "since-00utc", "02-29T00", "03-02T00", [1, 1, 1]),
+        ("tp", "since-00utc", "02-29T01", "03-01T23", [0, 1, 0]),
+    ],
+)
+def test_days_at_the_ends_of_a_record(tmp_path, name, rule, first, last, expected):
+    times = pd.date_range(f"2024-{first}:00", f"2024-{last}:00", freq="h")
+    path = write(tmp_path / "a.nc", name, times, np.full(len(times), 280.0 if name == "t2m" else 0))
+    ds = load_source(spec(path, provides=(name,), options={"accumulation": rule}), GRID, FEBRUARY)
+    np.testing.assert_array_equal(ds["observed"], np.array(expected, bool))
+    np.testing.assert_array_equal(np.isfinite(ds[name].values[:, 0, 0]), expected)
+
+
+@pytest.mark.parametrize(
+    ("rule", "right"), [("per-step", "since-00utc"), ("since-00utc", "per-step")]
+)
+def test_rain_of_the_other_kind_is_refused_when_read(tmp_path, rule, right):
+    times = hours("2024-01-01", 24 * 31 + 1)
+    amounts = np.where(np.arange(len(times)) % 5 == 0, 0.002, 0.0)
+    if rule == "per-step":  # write what accumulates
+        amounts = np.concatenate([[0], np.cumsum(amounts[1:].reshape(31, 24), axis=1).ravel()])
+    path = write(tmp_path / "a.nc", "tp", times, amounts)
+    lazy = load_source(
+        spec(path, provides=("tp",), options={"accumulation": rule}), GRID, Period.parse("2024-01")
+    )
+    with pytest.raises(
+        SourceError, match=rf"tp in weather \(test.yml, line 3\): its rain .*{right}"
+    ):
+        lazy.compute()
+
+
+def test_days_that_begin_at_local_midnight_are_said_to(tmp_path):
+    days = pd.date_range("2024-02-28", periods=3)
+    path = write(tmp_path / "a.nc", "tp", days, [1.0, 2.0, 3.0])
+    options = {"step": "daily", "accumulation": "daily-total", "day": "local"}
+    entry = spec(path, provides=("tp",), options=options, units={"tp": "mm/day"})
+    ds = load_source(entry, GRID, FEBRUARY)
+    assert "local midnight" in ds["tp"].attrs["comment"]
+    np.testing.assert_allclose(ds["tp"].values[:, 0, 0], [0.001, 0.002, 0.003], rtol=1e-6)
+    entry = spec(path, provides=("tp",), options={"accumulation": "per-step", "day": "local"})
+    with pytest.raises(CatalogError, match=r"options\.day of weather is for step: daily"):
+        load_source(entry, GRID, FEBRUARY)
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("rule", ["per-step", "since-00utc"])
+def test_real_days_of_three_years_survive_as_hours(shared, tmp_path, rule):
+    """Daily rain and temperature of Halifax, spread over hours and put together again."""
+    with xr.open_dataset(
+        shared / "data/real/era5/era5_daily_surface_cancities_1990-1993.nc"
+    ) as real:
+        city = real[["tas", "pr"]].sel(location="Halifax", time=slice("1990", "1992")).load()
+    rain = np.maximum(city["pr"].values.astype("float64") * 86400.0 / 1000.0, 0)  # kg m-2 s-1 -> m
+    count = rain.size  # 1992 is a leap year
+    weights = np.random.default_rng(0).dirichlet(np.full(24, 0.2), count)
+    amounts = rain[:, None] * weights
+    values = np.cumsum(amounts, axis=1) if rule == "since-00utc" else amounts
+    times = hours("1990-01-01", 24 * count + 1)
+    t2m = np.append(np.repeat(city["tas"].values, 24), 0.0)
+    write(tmp_path / "t.nc", "t2m", times, t2m + np.append(np.tile(np.r_[-12:12] + 0.5, count), 0))
+    write(tmp_path / "p.nc", "tp", times, np.append(0.0, values.ravel()))
+    entry = spec(tmp_path / "*.nc", provides=("t2m", "tp"), options={"accumulation": rule})
+    ds = load_source(entry, GRID, Period.parse(("1990-01-01", "1992-12-31"))).compute()
+    np.testing.assert_allclose(ds["tp"].values[:, 0, 0], rain, rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(ds["t2m"].values[:, 0, 0], city["tas"], rtol=1e-6)
+    assert ds["observed"].all()
 
 
 def test_several_files_and_variables_and_a_zarr_store(tmp_path):

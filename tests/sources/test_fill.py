@@ -7,7 +7,8 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smgrid.sources.fill import fill_gaps, mark_filled
+from smgrid.errors import SourceError
+from smgrid.sources.fill import fill_gaps, filled_share
 from smgrid.windows import composite_calendar
 
 nan = np.nan
@@ -48,12 +49,88 @@ def test_zero_limit_fills_nothing():
     np.testing.assert_array_equal(fill([nan, 1, nan, 1], 0), np.float32([nan, 1, nan, 1]))
 
 
-def test_marks():
+def test_filled_share():
     original = series([0.1, nan, 0.3, nan, nan, nan])
     filled = fill_gaps(original, limit=16)
-    marks = mark_filled(original, filled)
-    assert marks.dtype == "uint8"
-    assert marks.values.ravel().tolist() == [0, 1, 0, 1, 1, 255]
+    share = filled_share(original, filled)
+    np.testing.assert_array_equal(share.values.ravel(), np.float32([0, 1, 0, 1, 1, nan]))
+    seen = series([0.25, nan, 1, nan, nan, nan])
+    share = filled_share(original, filled, seen=seen)
+    np.testing.assert_array_equal(share.values.ravel(), np.float32([0.75, 1, 0, 1, 1, nan]))
+    assert share.dtype == "float32"
+
+
+def test_holding_takes_the_last_value_and_never_looks_ahead():
+    values = [nan, 0.2, nan, nan, 0.5, nan, 0.63]
+    # 2023-11-17, -25, 12-03, -11, -19, -27, 2024-01-01.
+    held = fill_gaps(series(values), limit=8, method="hold").values.ravel()
+    np.testing.assert_array_equal(held, np.float32([nan, 0.2, 0.2, nan, 0.5, 0.5, 0.63]))
+    held = fill_gaps(series(values), limit=7, method="hold").values.ravel()
+    np.testing.assert_array_equal(held, np.float32([nan, 0.2, nan, nan, 0.5, nan, 0.63]))
+
+
+def test_dates_must_increase():
+    with pytest.raises(SourceError, match="only be filled along increasing dates; sort"):
+        fill_gaps(series([0.1, nan, 0.3]).isel(date=[2, 0, 1]), limit=8)
+
+
+METHODS = st.sampled_from(["interpolate", "hold"])
+SERIES = st.lists(st.none() | st.floats(-0.25, 1.0, width=32), min_size=2, max_size=40)
+
+
+def as_array(data):
+    return np.array([nan if v is None else v for v in data], "float32")
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=SERIES, limit=st.integers(0, 80), method=METHODS)
+def test_never_across_the_limit_and_observed_values_stay(data, limit, method):
+    da = series(as_array(data))
+    filled = fill_gaps(da, limit=limit, method=method).values.ravel()
+    observed = np.isfinite(da.values.ravel())
+    np.testing.assert_array_equal(filled[observed], da.values.ravel()[observed])
+    days = da["date"].values.astype("datetime64[D]").astype(int)
+    for day in days[np.isfinite(filled) & ~observed]:
+        before, after = days[observed & (days < day)], days[observed & (days > day)]
+        if method == "hold":
+            assert day - before[-1] <= limit
+        elif len(before) and len(after):
+            assert after[0] - before[-1] <= limit
+        else:
+            assert min(abs(days[observed] - day)) <= limit
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=SERIES, limit=st.integers(0, 80), known=st.integers(1, 40))
+def test_what_is_held_does_not_change_when_later_dates_arrive(data, limit, known):
+    da = series(as_array(data))
+    whole = fill_gaps(da, limit=limit, method="hold").values[:known]
+    early = fill_gaps(da.isel(date=slice(known)), limit=limit, method="hold").values
+    np.testing.assert_array_equal(early, whole)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=SERIES, limit=st.integers(0, 80))
+def test_interpolation_is_the_same_backwards_in_time(data, limit):
+    da = series(as_array(data))
+    mirrored = da.isel(date=slice(None, None, -1))
+    last, first = da["date"].values[-1], da["date"].values[0]
+    mirrored = mirrored.assign_coords(date=first + (last - mirrored["date"].values))
+    forwards = fill_gaps(da, limit=limit).values
+    backwards = fill_gaps(mirrored, limit=limit).values[::-1]
+    np.testing.assert_allclose(forwards, backwards, atol=1e-6)
+
+
+@settings(max_examples=15, deadline=None)
+@given(chunk=st.tuples(st.integers(1, 12), st.integers(1, 5)), method=METHODS)
+def test_independent_of_chunks(chunk, method):
+    rng = np.random.default_rng(3)
+    values = rng.random((12, 5, 4)).astype("float32")
+    values[rng.random(values.shape) < 0.5] = nan
+    dates = composite_calendar(("2024-01-01", "2024-12-31"))[:12]
+    da = xr.DataArray(values, dims=("date", "y", "x"), coords={"date": dates})
+    lazy = fill_gaps(da.chunk(date=chunk[0], y=chunk[1]), limit=24, method=method)
+    np.testing.assert_array_equal(lazy.values, fill_gaps(da, limit=24, method=method).values)
 
 
 def reference(values, days, limit):

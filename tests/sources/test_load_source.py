@@ -10,7 +10,7 @@ import xarray as xr
 
 from smgrid import schema
 from smgrid.catalog import SourceSpec
-from smgrid.errors import CatalogError, NoDataError, SchemaError, SourceError
+from smgrid.errors import CatalogError, ConfigError, NoDataError, SchemaError, SourceError
 from smgrid.grid import grid_coords
 from smgrid.sources import load_source
 from smgrid.windows import Period
@@ -122,3 +122,25 @@ def test_a_loader_that_does_not_exist():
     spec = SourceSpec("mine", "smgrid.nowhere:load", ("vv",), origin="test.yml, line 1")
     with pytest.raises(CatalogError, match=r"'smgrid\.nowhere:load' of mine cannot be"):
         load_source(spec, GRID, PERIOD)
+
+
+def test_a_missing_credential_is_found_before_loading(load_with, monkeypatch):
+    monkeypatch.delenv("SMGRID_TEST_TOKEN", raising=False)
+    with pytest.raises(ConfigError, match=r"test\.yml, line 1: mine needs .* SMGRID_TEST_TOKEN"):
+        load_with(None, credentials=("SMGRID_TEST_TOKEN",))
+
+
+@pytest.mark.parametrize("observed", [("date", [1, 0]), ("y", [True] * 4), ((), True)])
+def test_what_a_series_says_of_its_dates_has_to_be_understood(load_with, observed):
+    ds = static("ndvi").expand_dims(date=pd.DatetimeIndex(["2024-03-05", "2024-03-13"]))
+    message = r"has a coordinate observed that is not of booleans along date"
+    with pytest.raises(SourceError, match=message):
+        load_with(ds.assign_coords(observed=observed), ("ndvi",))
+    assert load_with(ds.assign_coords(observed=("date", [True, False])), ("ndvi",)).observed.any()
+
+
+def test_a_bridge_and_a_legend_stay_with_their_variables(load_with):
+    sand = static()["sand"].assign_attrs(bridge_rmse=0.02, flag_meanings="a b", TITLE="a file")
+    attrs = load_with(sand.to_dataset(), ("sand",))["sand"].attrs
+    assert (attrs["bridge_rmse"], attrs["flag_meanings"]) == (0.02, "a b")
+    assert "TITLE" not in attrs

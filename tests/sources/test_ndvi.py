@@ -49,7 +49,16 @@ NATIVE = around(GRID)
 
 
 def composite(
-    folder, start, ndvi, reliability=0, *, geobox=NATIVE, name=None, quality="int8", **properties
+    folder,
+    start,
+    ndvi,
+    reliability=0,
+    *,
+    geobox=NATIVE,
+    name=None,
+    quality="int8",
+    words=None,
+    **properties,
 ):
     """Write one composite and return its item, as the Planetary Computer has them."""
     start = pd.Timestamp(start)
@@ -61,6 +70,10 @@ def composite(
         fill = -1 if quality == "int8" else 255
         path = write_cog(folder / f"{name}_rel.tif", values, geobox, nodata=fill)
         assets["250m_16_days_pixel_reliability"] = path
+    if words is not None:
+        values = np.broadcast_to(np.asarray(words, "uint16"), geobox.shape)
+        path = write_cog(folder / f"{name}_vi.tif", values, geobox, nodata=65535)
+        assets["250m_16_days_VI_Quality"] = path
     end = start + pd.Timedelta(16, "D") - pd.Timedelta(1, "s")
     item = make_item(name, geobox, assets, start=start, end=end, projection="none")
     item.datetime = None
@@ -140,6 +153,65 @@ def test_fill_values_and_reliability(tmp_path, quality):
     np.testing.assert_array_equal(np.isfinite(found), np.isin(band, (0, 6)))
 
 
+QUALITY = {
+    "ndvi": "250m_16_days_NDVI",
+    "quality": "250m_16_days_VI_Quality",
+    "reliability": "250m_16_days_pixel_reliability",
+}
+GOOD = 1 << 2 | 1 << 6 | 1 << 11
+
+
+def test_the_bits_of_quality_are_read_where_they_are_given(tmp_path):
+    bands = np.arange(NATIVE.shape.x) % 7
+    # Good, cloudy, beside a cloud, mixed, not processed, of little use, shadow.
+    words = [GOOD, GOOD | 2, GOOD | 1 << 8, GOOD | 1 << 10, 65535, GOOD | 15 << 2, GOOD | 1 << 15]
+    item = composite(tmp_path, "2024-01-01", 5000, words=np.array(words)[bands][None])
+    col = np.floor((pixel_centres(GRID, SINUSOIDAL)[0] - NATIVE.boundingbox.left) / PIXEL)
+    band = bands[col.astype(int)]
+
+    def used(**options):
+        assets = options.pop("assets", QUALITY)
+        entry = spec(tmp_path, [item], assets=assets, options=options | {"fill_days": 0})
+        found = load_source(entry, GRID, PERIOD)["ndvi"].values[0]
+        return sorted(set(band[np.isfinite(found)].tolist()))
+
+    seen = sorted(set(band.ravel().tolist()))
+    assert seen == list(range(7))
+    assert used() == [0, 2, 5]
+    assert used(reject=["adjacent_cloud"]) == [0, 1, 3, 5, 6]
+    assert used(max_usefulness=12) == [0, 2]
+    assert used(reject=[]) == [0, 1, 2, 3, 5, 6]
+    assert used(assets={"ndvi": QUALITY["ndvi"]}) == seen
+    rejected = composite(tmp_path, "2024-01-01", 5000, 3, words=GOOD)
+    assert np.isnan(series(spec(tmp_path, [rejected], assets=QUALITY))).all()
+
+
+def test_holding_never_looks_ahead(tmp_path):
+    early = [composite(tmp_path, "2023-12-19", 1000), composite(tmp_path, "2024-01-09", 2300)]
+    late = [composite(tmp_path, "2024-02-02", 4700), composite(tmp_path, "2024-02-18", 6300)]
+    options = {"fill_days": 16, "fill": "hold"}
+    ds = load_source(spec(tmp_path, early + late, options=options), GRID, PERIOD)
+    expected = np.float32([0.1, 0.23, 0.23, 0.23, 0.47, 0.47])
+    np.testing.assert_allclose(ds["ndvi"].values[:, 0, 0], expected, rtol=1e-6)
+    assert ds["ndvi_filled"].values[:, 0, 0].tolist() == [1, 0, 1, 1, 0, 1]
+    before = load_source(spec(tmp_path, early, options=options), GRID, PERIOD)
+    np.testing.assert_array_equal(before["ndvi"][:4].values, ds["ndvi"][:4].values)
+
+
+def test_a_bridge_comes_before_the_gaps_are_filled(tmp_path):
+    items = [composite(tmp_path, "2024-01-01", 9000), composite(tmp_path, "2024-01-17", 2000)]
+    bridge = {"slope": 1.5, "intercept": -0.1, "rmse": 0.02}
+    entry = spec(tmp_path, items, options={"fill_days": 16, "bridge": bridge})
+    ds = load_modis(entry, GRID, Period.parse(("2024-01-01", "2024-01-17")))
+    # 1.25 is more than the reference can hold.
+    np.testing.assert_allclose(ds["ndvi"].values[:, 0, 0], [1, 0.6, 0.2], rtol=1e-5)
+    assert ds["ndvi"].attrs["bridge_rmse"] == 0.02
+    assert "bridge_rmse" not in ds["ndvi_filled"].attrs
+    kept = load_source(entry, GRID, PERIOD)["ndvi"].attrs
+    assert kept["approximate"] == 1
+    assert "root mean square error 0.0200" in kept["approximate_note"]
+
+
 def test_without_reliability_every_value_counts(tmp_path):
     item = composite(tmp_path, "2024-01-01", 5000, None)
     assets = {"ndvi": "250m_16_days_NDVI"}
@@ -158,6 +230,8 @@ def test_gaps_are_filled_from_beyond_the_period_and_marked(tmp_path):
     expected = [0.15, 0.23, 0.31, 0.39, 0.47, 0.55]
     np.testing.assert_allclose(ds["ndvi"].values[:, 0, 0], expected, rtol=1e-5)
     assert ds["ndvi_filled"].values[:, 0, 0].tolist() == [1, 0, 1, 1, 0, 1]
+    # The provider has the composite of 17 January, although no pixel of it can be used.
+    assert ds["observed"].values.tolist() == [False, True, True, False, True, False]
     short = load_source(spec(tmp_path, items, options={"fill_days": 16}), GRID, PERIOD)
     np.testing.assert_array_equal(
         np.isfinite(short["ndvi"].values[:, 0, 0]), [True, True, False, False, True, True]
@@ -219,6 +293,8 @@ def test_mistakes(tmp_path):
     options = {"accept_reliability": [0]}
     with pytest.raises(CatalogError, match="accept_reliability of modis needs assets"):
         load_modis(spec(tmp_path, items, assets=assets, options=options), GRID, PERIOD)
+    with pytest.raises(CatalogError, match="gives ndvi, ndvi_filled, not t2m; correct provides"):
+        load_modis(spec(tmp_path, items, provides=("ndvi", "t2m")), GRID, PERIOD)
     with pytest.raises(NoDataError):
         load_modis(spec(tmp_path, items), GRID, Period.parse("2022"))
     # Its 16 days reach into the period, but no composite starts there.

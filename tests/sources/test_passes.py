@@ -11,8 +11,14 @@ from hypothesis import strategies as st
 
 from smgrid.catalog import SourceSpec
 from smgrid.errors import CatalogError, SourceError
-from smgrid.sources.passes import Pass, apply_rules, group_slices, read_rules, with_pass_coords
-from smgrid.sources.sentinel1 import _to_slice
+from smgrid.sources.passes import (
+    Pass,
+    apply_rules,
+    group_slices,
+    pass_of,
+    read_rules,
+    with_pass_coords,
+)
 
 ASCENDING = {"platform": "sentinel-1a", "orbit_state": "ascending", "relative_orbit": 88}
 DESCENDING = {"platform": "sentinel-1a", "orbit_state": "descending", "relative_orbit": 110}
@@ -156,7 +162,7 @@ def test_orbit_fields_of_every_recorded_sentinel1_item(shared):
     ]
     assert len(items) >= 8
     for found in items:
-        one = _to_slice(pystac.Item.from_dict(found))
+        one = pass_of(pystac.Item.from_dict(found))
         acquired, orbit = found["id"], found["properties"]["sat:absolute_orbit"]
         assert one.platform == f"sentinel-1{acquired[2].lower()}"
         assert one.orbit_state in ("ascending", "descending")

@@ -7,7 +7,7 @@ from odc.geo.geobox import GeoBox
 from smgrid.catalog import SourceSpec
 from smgrid.errors import SourceError
 from smgrid.grid import make_grid
-from smgrid.sources.raster import open_native
+from smgrid.sources.raster import find_rasters, open_native
 from tests.builders import write_cog
 
 NATIVE = GeoBox.from_bbox((3.0, 50.7, 3.2, 50.9), "EPSG:4326", resolution=0.002)
@@ -56,6 +56,26 @@ def test_a_compound_crs_is_reduced_to_its_horizontal_part(tmp_path):
     assert not da.odc.crs.proj.is_compound
     assert da.odc.crs.geographic
     assert np.isfinite(da.values).all()
+
+
+def test_every_path_is_a_tile_and_only_those_under_the_grid_are_read(tmp_path):
+    write_cog(tmp_path / "west.tif", VALUES[:, :80], NATIVE[:, :80])
+    write_cog(tmp_path / "east.tif", VALUES[:, 80:], NATIVE[:, 80:])
+    write_cog(tmp_path / "far.tif", VALUES, NATIVE.translate_pix(5000, 0))
+    entry = spec("", assets={}, paths=(f"{tmp_path}/*.tif",))
+    assert len(find_rasters(entry, "elevation", GRID)) == 2
+    (da,) = open_native(entry, "elevation", GRID)
+    whole = spec(write_cog(tmp_path / "whole.tif", VALUES, NATIVE))
+    (expected,) = open_native(whole, "elevation", GRID)
+    np.testing.assert_array_equal(
+        da.sel(x=expected["x"], y=expected["y"], method="nearest"), expected
+    )
+
+
+def test_a_crs_without_a_place_is_named(tmp_path):
+    path = write_cog(tmp_path / "a.tif", VALUES, NATIVE, crs='LOCAL_CS["Mine",UNIT["metre",1]]')
+    with pytest.raises(SourceError, match=r"a\.tif names its CRS .* as crs: in test\.yml, line 2"):
+        list(open_native(spec(path), "elevation", GRID))
 
 
 def test_a_file_without_a_crs_is_named(tmp_path):

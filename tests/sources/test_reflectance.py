@@ -186,6 +186,13 @@ def test_composite_is_the_median_of_eight_days():
     assert found.indexes["date"].equals(slots)
 
 
+def test_maximum_of_eight_days():
+    times = pd.to_datetime(["2024-01-01", "2024-01-03", "2024-01-05", "2024-01-10"])
+    slots = composite_calendar(("2024-01-01", "2024-01-17"))
+    found = composite(clear_series([0.1, nan, 0.7, nan], times), slots, days=8, statistic="max")
+    np.testing.assert_allclose(found.values.ravel(), [0.7, nan, nan], rtol=1e-6)
+
+
 def test_composite_equals_numpy():
     rng = np.random.default_rng(0)
     times = pd.date_range("2024-01-01", periods=60, freq="37h")
@@ -213,6 +220,46 @@ def test_gaps_are_filled_marked_and_described(tmp_path):
     one = Period.parse(("2024-01-09", "2024-01-16"))
     alone = load_source(spec(path, options=options), GRID, one)
     np.testing.assert_allclose(alone["ndvi"], 0.65, rtol=1e-6)  # neighbours beyond the period
+
+
+def test_the_filled_share_of_a_cell_is_what_its_clearest_acquisition_did_not_see(tmp_path):
+    scl = np.full((3, *FINE.shape), 4)
+    scl[0, :7, :10] = 9  # the first day leaves 30 of the 100 pixels of the first cell
+    scl[1, 7:, :10] = 9  # the second the other 70
+    scl[:2, :10, 10:] = 9  # nothing of the second cell
+    scl[:2, 10:, 10:] = 7  # doubtful, but no cloud
+    scl[0, 10:, :10], scl[1, 10:, :10] = 11, 2  # snow, dark
+    scl[1, 12:, :10] = 4  # 80 of 100
+    scl[2] = 4
+    entry = one_file(
+        tmp_path,
+        scl=scl,
+        provides=("ndvi", "ndvi_filled"),
+        options={"mask": "sentinel2-scl", "fill_days": 8},
+    )
+    filled = load_source(entry, GRID, PERIOD)["ndvi_filled"]
+    np.testing.assert_allclose(filled[0], [[0.3, 1], [0.2, 0]], atol=1e-6)
+    assert (filled[1] == 0).all()
+    assert (filled[2] == 1).all()
+    assert filled.dtype == "float32"
+
+
+def test_a_cell_that_is_neither_observed_nor_filled_has_no_share(tmp_path):
+    scl = np.full((3, *FINE.shape), 4)
+    scl[:, :10, :10] = 9
+    ds = load_source(one_file(tmp_path, scl=scl, provides=("ndvi", "ndvi_filled")), GRID, PERIOD)
+    assert np.isnan(ds["ndvi"][0, 0, 0])
+    np.testing.assert_array_equal(np.isnan(ds["ndvi_filled"]), np.isnan(ds["ndvi"]))
+
+
+def test_a_bridge_and_causal_filling(tmp_path):
+    options = {"mask": "sentinel2-scl", "fill_days": 8, "fill": "hold"}
+    bridge = {"slope": 1.2, "intercept": -0.05, "rmse": 0.03}
+    entry = one_file(tmp_path, options=options | {"bridge": bridge})
+    ds = load_reflectance(entry, GRID, Period.parse(("2023-12-27", "2024-01-24")))
+    # The first composite begins before the first acquisition and holds one of its days.
+    np.testing.assert_allclose(ds["ndvi"][:, 0, 0], [0.55, 0.55, 0.55, 0.55], rtol=1e-6)
+    assert ds["ndvi"].attrs["bridge_rmse"] == 0.03
 
 
 def test_chunks_do_not_matter(tmp_path):
@@ -244,8 +291,8 @@ def test_mistakes(tmp_path):
     entry = one_file(tmp_path)
     with pytest.raises(CatalogError, match=r"line 13: options\.mask of stack is missing; use sen"):
         load_reflectance(one_file(tmp_path, options={}), GRID, PERIOD)
-    with pytest.raises(CatalogError, match=r"line 13: options\.fill of stack: unknown key"):
-        load_reflectance(one_file(tmp_path, options={"fill": 3}), GRID, PERIOD)
+    with pytest.raises(CatalogError, match=r"line 13: options\.filling of stack: unknown key"):
+        load_reflectance(one_file(tmp_path, options={"filling": 3}), GRID, PERIOD)
     assets = {**entry.assets, "nir": "B8A"}
     with pytest.raises(SourceError, match="B8A: none of its files has a variable of that name"):
         load_reflectance(one_file(tmp_path, assets=assets), GRID, PERIOD)
@@ -272,8 +319,9 @@ def test_real_sentinel2_of_flanders(shared):
     assert series["2018-01"].mean() > 0.6
     assert 0.35 < series["2018-05-09":"2018-05-25"].mean() < 0.5
     assert series["2018-06-18":"2018-07-12"].mean() > series["2018-05-17"] + 0.08
-    observed = ds["ndvi"].where(ds["ndvi_filled"] == 0)
+    observed = ds["ndvi"].where(ds["ndvi_filled"] < 1)
     assert 0.5 < float(observed.notnull().mean()) < 0.9
+    assert 0 < float((ds["ndvi_filled"] == 0).mean()) < float(observed.notnull().mean())
 
 
 @pytest.mark.shared

@@ -1,20 +1,25 @@
 """SMAP: cells from constants, the right window, flags and fills, time of the overpass."""
 
+import io
+import itertools
 import zipfile
+from dataclasses import replace
 
 import h5py
 import numpy as np
 import pandas as pd
+import pystac
 import pytest
 import xarray as xr
 from pyproj import Transformer
 
-from smgrid.catalog import SourceSpec
-from smgrid.errors import CatalogError, NoDataError, SchemaError, SourceError
+from smgrid.catalog import SourceSpec, StacQuery
+from smgrid.errors import AssetError, CatalogError, NoDataError, SchemaError, SourceError
 from smgrid.grid import ease_grid, make_grid, pixel_centres
 from smgrid.sources import load_source
 from smgrid.sources.smap import load_l3
 from smgrid.windows import Period
+from tests.builders import write_catalog
 
 PERIOD = Period.parse(("2020-01-01", "2020-01-31"))
 GRID = make_grid(bbox=(118.0, -30.0, 118.3, -29.7), resolution=1000)
@@ -169,6 +174,257 @@ def test_what_is_no_such_file_fails_when_read(tmp_path, changes, error, message)
     write(tmp_path, "20200105", **changes)
     with pytest.raises(error, match=message):
         load_source(spec(tmp_path), GRID, PERIOD).compute()
+
+
+def test_releases_count_before_counters_and_order_does_not_matter(tmp_path):
+    for name, value in (("R18290_003", 0.1), ("R19240_001", 0.2), ("R19240_002", 0.3)):
+        path = write(tmp_path, "20200105", am=value)
+        path.rename(tmp_path / f"SMAP_L3_SM_P_E_20200105_{name}.h5")
+    files = sorted(str(path) for path in tmp_path.glob("*.h5"))
+    for order in itertools.permutations(files):
+        entry = replace(spec(tmp_path), paths=tuple(order))
+        da = load_source(entry, GRID, PERIOD)["smap_soil_moisture"]
+        np.testing.assert_allclose(da.values, 0.3, rtol=1e-6)
+
+
+def test_the_poles_have_no_cells(tmp_path):
+    write(tmp_path, "20200105", am=0.1)
+    pole = make_grid(bbox=(-5, 88, 5, 89), resolution=10_000, crs="EPSG:3413")
+    with pytest.raises(NoDataError, match=r"line 11: smap covers 85\.04 S to 85\.04 N"):
+        load_l3(spec(tmp_path), pole, PERIOD)
+
+
+class Archive:
+    """A collection of files that stand on a server; each item has other assets besides."""
+
+    def __init__(self, folder, server):
+        self.folder, self.server, self.items = folder, server, []
+
+    def add(self, name, start, end):
+        item = pystac.Item(
+            name.removesuffix(".h5"),
+            geometry={
+                "type": "Polygon",
+                "coordinates": [[[-180, -85], [180, -85], [180, 85], [-180, 85], [-180, -85]]],
+            },
+            bbox=[-180, -85, 180, 85],
+            datetime=pd.Timestamp(start).to_pydatetime(),
+            properties={"start_datetime": f"{start}Z", "end_datetime": f"{end}Z"},
+        )
+        item.add_asset("browse", pystac.Asset(f"{self.server.url}/{name}.png"))
+        item.add_asset("003/a", pystac.Asset(f"s3://bucket/{name}"))
+        item.add_asset("003/b", pystac.Asset(f"{self.server.url}/{name}"))
+        item.add_asset("metadata", pystac.Asset(f"{self.server.url}/{name}.xml"))
+        self.items.append(item)
+
+    def spec(self, **changes):
+        href = str(write_catalog(self.folder, "SPL", self.items))
+        stac = StacQuery(href=href, collection="SPL", sign="earthdata")
+        return replace(spec(self.folder), paths=(), stac=stac, **changes)
+
+
+@pytest.fixture
+def archive(tmp_path, file_server, cache):
+    return Archive(tmp_path / "stac", file_server)
+
+
+def add_day(archive, day, *, counter="001", **values):
+    path = write(archive.server.folder, day.replace("-", ""), counter=counter, **values)
+    archive.add(path.name, f"{day}T00:00:00", f"{day}T23:59:59")
+    return path
+
+
+def test_files_of_an_archive_are_fetched_when_they_are_read_and_once(archive, file_server):
+    add_day(archive, "2020-01-05", am=0.1, pm=0.2)
+    add_day(archive, "2020-01-06", am=0.3, pm=0.4)
+    add_day(archive, "2020-03-01", am=0.5, pm=0.5)
+    ds = load_source(archive.spec(options={"overpass": "both"}), GRID, PERIOD)
+    assert file_server.log() == []
+    first = ds["smap_soil_moisture"].isel(time=slice(2))
+    np.testing.assert_allclose(first.mean(("y", "x")), [0.2, 0.1], rtol=1e-6)
+    assert [asked["path"] for asked in file_server.log()] == [
+        f"/{NAME.format(day='20200105', counter='001')}"
+    ]
+    np.testing.assert_allclose(
+        ds["smap_soil_moisture"].mean(("y", "x")), [0.2, 0.1, 0.4, 0.3], rtol=1e-6
+    )
+    assert len(file_server.log()) == 2
+
+
+def test_of_two_versions_in_an_archive_the_newer_one_is_fetched(archive, file_server):
+    add_day(archive, "2020-01-05", am=0.1, counter="002")
+    add_day(archive, "2020-01-05", am=0.2, counter="001")
+    da = load_source(archive.spec(), GRID, PERIOD)["smap_soil_moisture"]
+    np.testing.assert_allclose(da, 0.1, rtol=1e-6)
+    assert len(file_server.log()) == 1
+
+
+def test_a_fetched_file_that_is_damaged_is_fetched_again_next_time(archive, file_server, cache):
+    path = add_day(archive, "2020-01-05", am=0.1)
+    whole = path.read_bytes()
+    da = load_source(archive.spec(), GRID, PERIOD)["smap_soil_moisture"]
+    path.write_bytes(whole[:2000] + bytes(len(whole) - 2000))
+    with pytest.raises(
+        SourceError, match=r"_001\.h5: cannot read Soil_Moisture.*download the file"
+    ):
+        da.compute()
+    path.write_bytes(whole)
+    np.testing.assert_allclose(da, 0.1, rtol=1e-6)
+
+
+def test_a_file_that_cannot_be_fetched_is_named(archive, file_server, monkeypatch):
+    monkeypatch.setenv("SMGRID_RETRY_PAUSES", "0.01")
+    add_day(archive, "2020-01-05", am=0.1)
+    da = load_source(archive.spec(), GRID, PERIOD)["smap_soil_moisture"]
+    file_server.plan("503", "503")
+    with pytest.raises(
+        AssetError, match=r"20200105_R18290_001\.h5 could not be fetched in 2"
+    ) as raised:
+        da.compute()
+    assert raised.value.attempts == 2
+    np.testing.assert_allclose(da, 0.1, rtol=1e-6)
+
+
+def test_items_of_another_product_are_said(archive):
+    archive.add("SMAP_L3_SM_P_20200105_R18290_001.h5", "2020-01-05T00:00:00", "2020-01-05T23:59:59")
+    with pytest.raises(
+        SourceError, match=r"no asset named like a SPL3SMP_E file .*stac\.collection"
+    ):
+        load_l3(archive.spec(), GRID, PERIOD)
+
+
+HOURS = ("0130", "0430", "0730", "1030", "1330", "1630", "1930", "2230")
+L4 = "SMAP_L4_SM_gph_{day}T{hour}00_Vv{release}_{counter}.h5"
+
+
+def write_l4(folder, day, hour, values, *, release="8010", counter="001"):
+    """Write three hours of Level 4: the field of interest, and what stands beside it."""
+    path = folder / L4.format(day=day, hour=hour, release=release, counter=counter)
+    folder.mkdir(exist_ok=True)
+    with h5py.File(path, "w") as file:
+        for name in ("sm_surface", "sm_rootzone"):
+            data = file.create_dataset(
+                f"Geophysical_Data/{name}", SHAPE, "f4", chunks=(64, 64), fillvalue=-9999.0
+            )
+            data.attrs["units"] = np.bytes_("m3 m-3")
+            data[ROWS, COLS] = values if name == "sm_surface" else 0.9
+        for name in ("cell_lat", "cell_lon"):
+            file.create_dataset(name, SHAPE, "f4", chunks=(64, 64), fillvalue=-9999.0)
+    return path
+
+
+def l4_spec(folder, **changes):
+    fields = {
+        "loader": "smgrid.sources.smap:load_l4",
+        "provides": ("smap_l4_soil_moisture",),
+        "paths": (f"{folder}/*.h5",),
+    }
+    return replace(spec(folder), **(fields | changes))
+
+
+def test_level_4_is_the_mean_of_the_utc_day(tmp_path):
+    shape = (ROWS.stop - ROWS.start, COLS.stop - COLS.start)
+    cells = np.random.default_rng(0).uniform(0.1, 0.2, shape).astype("float32")
+    for number, hour in enumerate(HOURS):
+        write_l4(tmp_path, "20200105", hour, cells + 0.01 * number)
+    write_l4(tmp_path, "20200104", "2230", cells + 0.5)  # not of the day
+    write_l4(tmp_path, "20200106", "0130", cells + 0.5)
+    period = Period.parse(("2020-01-05", "2020-01-05"))
+    da = load_source(l4_spec(tmp_path), GRID, period)["smap_l4_soil_moisture"]
+    assert da["time"].values.astype("datetime64[m]").astype(str).tolist() == ["2020-01-05T12:00"]
+    np.testing.assert_allclose(da[0], cells + 0.035, rtol=1e-5)
+    assert da.odc.geobox == ease_grid(9)[ROWS, COLS]
+
+
+def test_level_4_of_a_known_place(tmp_path):
+    """Row 1218, column 3180: its centre is found from the published constants alone."""
+    for hour in HOURS:
+        path = write_l4(tmp_path, "20200105", hour, -9999.0)
+        with h5py.File(path, "r+") as file:
+            file["Geophysical_Data/sm_surface"][1218, 3180] = 0.25
+    to_degrees = Transformer.from_crs("EPSG:6933", "EPSG:4326", always_xy=True)
+    lon, lat = to_degrees.transform((3180.5 - 1928) * CELL, (812 - 1218.5) * CELL)
+    grid = make_grid(bbox=(lon - 0.2, lat - 0.2, lon + 0.2, lat + 0.2), resolution=1000)
+    period = Period.parse(("2020-01-05", "2020-01-05"))
+    da = load_source(l4_spec(tmp_path), grid, period)["smap_l4_soil_moisture"][0].compute()
+    (row,), (col,) = np.nonzero(np.isfinite(da.values))
+    assert da.values[row, col] == np.float32(0.25)
+    x, y = Transformer.from_crs("EPSG:4326", "EPSG:6933", always_xy=True).transform(lon, lat)
+    np.testing.assert_allclose([da["x"][col], da["y"][row]], [x, y], atol=1e-3)
+
+
+def test_a_day_that_lacks_a_step_is_missing_and_so_is_a_cell(tmp_path):
+    shape = (ROWS.stop - ROWS.start, COLS.stop - COLS.start)
+    for day in ("20200105", "20200106"):
+        for hour in HOURS:
+            values = np.full(shape, 0.2)
+            if (day, hour) == ("20200106", "1330"):
+                values[0, 1] = -9999.0
+            write_l4(tmp_path, day, hour, values)
+    (tmp_path / L4.format(day="20200105", hour="0730", release="8010", counter="001")).unlink()
+    period = Period.parse(("2020-01-05", "2020-01-06"))
+    da = load_source(l4_spec(tmp_path), GRID, period)["smap_l4_soil_moisture"].compute()
+    assert np.isnan(da[0]).all()
+    assert np.isnan(da[1]).sum() == 1
+    assert np.isnan(da[1, 0, 1])
+    with pytest.raises(NoDataError, match="smap has all 8 files of no day from 2020-01-05"):
+        load_source(l4_spec(tmp_path), GRID, Period.parse(("2020-01-05", "2020-01-05")))
+
+
+def test_newest_release_of_level_4_and_a_value_that_is_none(tmp_path):
+    for hour in HOURS:
+        write_l4(tmp_path, "20200105", hour, 0.1, release="7032")
+        write_l4(tmp_path, "20200105", hour, 0.3)
+    period = Period.parse(("2020-01-05", "2020-01-05"))
+    da = load_source(l4_spec(tmp_path), GRID, period)["smap_l4_soil_moisture"]
+    np.testing.assert_allclose(da, 0.3, rtol=1e-6)
+    write_l4(tmp_path, "20200105", "0130", 30.0, release="9000")
+    da = load_source(l4_spec(tmp_path), GRID, period)["smap_l4_soil_moisture"]
+    with pytest.raises(SchemaError, match=r"smap_l4_soil_moisture in .*T013000.*found 30"):
+        da.compute()
+
+
+def test_level_4_from_an_archive_leaves_incomplete_days_alone(archive, file_server):
+    for day, hours in (("2020-01-05", HOURS), ("2020-01-06", HOURS[:7])):
+        for hour in hours:
+            path = write_l4(file_server.folder, day.replace("-", ""), hour, 0.2)
+            start = pd.Timestamp(f"{day}T{hour}") - pd.Timedelta("1.5h")
+            archive.add(
+                path.name, f"{start.isoformat()}", f"{(start + pd.Timedelta('3h')).isoformat()}"
+            )
+    entry = archive.spec(loader="smgrid.sources.smap:load_l4", provides=("smap_l4_soil_moisture",))
+    period = Period.parse(("2020-01-05", "2020-01-06"))
+    da = load_source(entry, GRID, period)["smap_l4_soil_moisture"]
+    assert file_server.log() == []
+    np.testing.assert_allclose(da[0], 0.2, rtol=1e-6)
+    assert np.isnan(da[1]).all()
+    assert len(file_server.log()) == 8
+
+
+@pytest.mark.shared
+def test_cells_of_every_real_day_stand_where_the_constants_put_them(shared):
+    """46 days of Western Australia and three of Texas (36 km), as NSIDC lists their positions."""
+    to_ease = Transformer.from_crs("EPSG:4326", "EPSG:6933", always_xy=True)
+    folder = shared / "data/real/smap_spl3smp_e"
+    checked = 0
+    for archive, km in (
+        ("Western-Australia_20200101_20200215.zip", 9),
+        ("Texas_20240901_20240903_36km.zip", 36),
+    ):
+        cells = ease_grid(km)
+        with zipfile.ZipFile(folder / archive) as files:
+            for name in files.namelist():
+                with h5py.File(io.BytesIO(files.read(name))) as day:
+                    lon, lat = day["longitude"][:], day["latitude"][:]
+                x, y = to_ease.transform(lon, lat)
+                col = np.floor((x - cells.affine.c) / cells.affine.a)
+                row = np.floor((y - cells.affine.f) / cells.affine.e)
+                x = cells.affine.c + (col + 0.5) * cells.affine.a
+                y = cells.affine.f + (row + 0.5) * cells.affine.e
+                back = to_ease.transform(x, y, direction="INVERSE")
+                np.testing.assert_allclose(back, [lon, lat], atol=1e-3, rtol=0)
+                checked += len(lon)
+    assert checked > 50_000
 
 
 @pytest.mark.shared
