@@ -1,17 +1,21 @@
-"""Every fault of a provider on the way from a search to pixels, with real services on loopback.
+"""Every fault of a provider on the way from a search to a store, with real services on loopback.
 
 Sentinel-1 scenes stand in a STAC API (rustac) and behind a server that fails on demand. With
 retries the pixels are those of a day without faults; without, the error names exactly the asset
-that failed, and all others can be read.
+that failed, and all others can be read. The same holds for stores: byte for byte those of a day
+without faults, or with a ledger of exactly the units that are missing, which a later run fills.
 """
 
+import json
 import time
 
 import numpy as np
 import pytest
 import rasterio.shutil
 
-from smgrid.errors import AssetError, SourceError
+import smgrid
+from smgrid.catalog import Catalog
+from smgrid.errors import AssetError, IncompleteStoreError, SourceError, UnitsFailedError
 from smgrid.sources import load_source, search
 from smgrid.windows import Period
 from tests.builders import make_item, stac_spec, utm_grid, write_cog
@@ -26,7 +30,7 @@ STARTS = {
     "three": "2024-03-17T05:30:11",
 }
 # GDAL remembers the good bytes of a URL, too: every test has a collection, and URLs, of its own.
-COLLECTIONS = 40
+COLLECTIONS = 90
 
 # What goes wrong, twice in a row unless it says otherwise, with one asset.
 FAULTS = {
@@ -189,3 +193,74 @@ def test_an_api_that_fails_too_often_is_named_and_what_it_said_before_is_enough(
     load(spec)
     api.set(fail=10**6)
     assert_faultless(load(spec), faultless)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(files, api, numbers, tmp_path_factory):
+    """What a store of the scenes holds on a day without faults."""
+    files.set()
+    api.set()
+    spec = stac_spec(api.url, collection=f"s1-{next(numbers)}")
+    store = tmp_path_factory.mktemp("undisturbed") / "cube.zarr"
+    smgrid.write_cube(lazy_cube(spec), store, shard=20)
+    return contents(store)
+
+
+def lazy_cube(spec):
+    catalog = Catalog("faults", "Scenes behind bad servers", {"s1": spec}, paths=())
+    return smgrid.load_cube(GRID, (PERIOD.start, PERIOD.end), catalog=catalog, chunks=20)
+
+
+def contents(store):
+    """Return metadata, coordinates and shards; smgrid's own records tell when they were made."""
+    return {
+        path.relative_to(store).as_posix(): path.read_bytes()
+        for path in store.rglob("*")
+        if path.is_file() and "_smgrid" not in path.parts
+    }
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_with_retries_a_store_has_the_bytes_of_a_day_without_faults(
+    spec, files, undisturbed, tmp_path, name
+):
+    cube = lazy_cube(spec)
+    files.set(**{"fail": 2, "match": "two_vh", **FAULTS[name]})
+    smgrid.write_cube(cube, tmp_path / "cube.zarr", shard=20)
+    assert contents(tmp_path / "cube.zarr") == undisturbed
+    assert len([path for path in files.log() if "two_vh" in path]) > FAULTS[name].get("fail", 2)
+
+
+@pytest.mark.parametrize("name", [name for name in FAULTS if "seconds" not in FAULTS[name]])
+def test_beyond_the_retries_the_ledger_names_the_missing_units_and_a_later_run_adds_them(
+    spec, files, undisturbed, tmp_path, monkeypatch, name
+):
+    monkeypatch.setenv("SMGRID_RETRY_PAUSES", "0.01")
+    store = tmp_path / "cube.zarr"
+    cube = lazy_cube(spec)
+    fault = {key: v for key, v in FAULTS[name].items() if key not in ("skip", "retry_after")}
+    files.set(**{**fault, "fail": 10**6, "match": "two_vh"})
+    with pytest.raises(UnitsFailedError, match="2 of 6 units failed, 4 were written now") as raised:
+        smgrid.write_cube(cube, store, shard=20, attempts=2)
+
+    asset = f"{files.url}/{spec.stac.collection.removeprefix('s1-')}/two_vh.tif"
+    lines = (store / "_smgrid/failures.jsonl").read_text().splitlines()
+    ledger = [json.loads(line) for line in lines]
+    assert [tuple(entry["index"]) for entry in ledger] == [(1, 0, 0), (1, 0, 1)]
+    assert {(e["asset"], e["attempts"], e["kind"]) for e in ledger} == {(asset, 2, "AssetError")}
+    assert all(entry["reason"] for entry in ledger)
+    assert len(raised.value.report.failed) == 2
+    missing = {f"base/{band}/c/1/0/{tile}" for band in ("vv", "vh") for tile in (0, 1)}
+    assert undisturbed.keys() - contents(store).keys() == missing
+    with pytest.raises(IncompleteStoreError, match="2 of 6 units are missing"):
+        smgrid.open_cube(store)
+
+    files.set()
+    report = smgrid.write_cube(lazy_cube(spec), store, shard=20)
+    assert report.written == 2
+    assert contents(store) == undisturbed
+    assert not (store / "_smgrid/failures.jsonl").exists()
+    assert {path.split("/")[-1].split("?")[0] for path in files.log()} == {
+        "two_vv.tif",
+        "two_vh.tif",
+    }
