@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from smgrid.models.ensemble import Ensemble, predict_samples
     from smgrid.simulate import simulate_world
     from smgrid.sources.bridge import fit_bridge
+    from smgrid.sources.gaps import find_gaps
     from smgrid.sources.stations import open_stations
     from smgrid.training.fit import FitPlan, fit
     from smgrid.training.labels import station_labels
@@ -45,6 +46,7 @@ _HOME = {
     "smgrid.models.ensemble": ("Ensemble", "predict_samples"),
     "smgrid.simulate": ("simulate_world",),
     "smgrid.sources.bridge": ("fit_bridge",),
+    "smgrid.sources.gaps": ("find_gaps",),
     "smgrid.sources.stations": ("open_stations",),
     "smgrid.training.fit": ("FitPlan", "fit"),
     "smgrid.training.labels": ("station_labels",),
@@ -61,6 +63,7 @@ __all__ = [  # noqa: RUF022
     "Scores",
     "collect_samples",
     "ease_grid",
+    "find_gaps",
     "fit",
     "fit_bridge",
     "get_layout",

@@ -19,6 +19,9 @@ from smgrid.yamltext import Location, YamlText, check_model, read_yaml, suggest
 
 _ENVIRONMENT = re.compile(r"\$\{(\w+)\}")
 _SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY", re.IGNORECASE)
+_SIGNED = re.compile(
+    r"[?&](sig|signature|x-amz-[^=]+|x-goog-[^=]+|(access_)?token)=", re.IGNORECASE
+)
 _PASSWORD = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://[^/@]*:[^/@]*@")
 
 
@@ -184,8 +187,11 @@ def _refuse_secrets(
                 "credentials: of the source, whose loader takes it from the environment"
             )
             raise text.mistake(location, problem)
-    if _PASSWORD.match(value):
-        problem = "a URL with a password ends up in stores and logs; use credentials: instead"
+    if _PASSWORD.match(value) or _SIGNED.search(value):
+        problem = (
+            "a URL with a password or signature ends up in stores and logs; use credentials: "
+            "instead"
+        )
         raise text.mistake(location, problem)
 
 

@@ -161,7 +161,9 @@ def build(
     ] = None,
     convention: Annotated[
         Convention | None,
-        typer.Option(help="Convert backscatter by the ellipsoid angle, flagged as approximate."),
+        typer.Option(
+            help="Convert backscatter: by the product's own factor, else by the ellipsoid angle."
+        ),
     ] = None,
     tile: Annotated[int, typer.Option(help="Edge of a tile in pixels: memory per unit.")] = 512,
 ) -> None:

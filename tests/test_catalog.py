@@ -276,7 +276,12 @@ MISTAKES = {
     "password": (
         replaced("https://example.org", "https://x:y@example.org"),
         8,
-        r"stac\.href: a URL with a password ends up in stores and logs; use credentials:",
+        r"stac\.href: a URL with a password or signature ends up in stores and logs; use credent",
+    ),
+    "signature in an option": (
+        SITE + '      dem: "https://a.blob.core.windows.net/b/dem.tif?sv=2024&sig=abc"\n',
+        11,
+        r"options\.dem: a URL with a password or signature",
     ),
     "secret in an option": (
         SITE + '      deep: [1, {path: "/x/${MY_KEYRING}"}]\n    credentials: [MY_KEYRING]\n',
@@ -286,7 +291,7 @@ MISTAKES = {
     "password from the environment": (
         SITE + '    paths: ["${SITE_URL}/x.nc"]\n',
         11,
-        r"paths\.0: a URL with a password ends up",
+        r"paths\.0: a URL with a password or signature ends up",
     ),
     "value for a credential": (
         SITE + "    credentials: [eyJhbGciOiJ9.secret]\n",

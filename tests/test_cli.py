@@ -16,7 +16,9 @@ def run(*args, cwd=None):
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("command", ["demo", "build", "train", "map", "plot", "inspect"])
+@pytest.mark.parametrize(
+    "command", ["demo", "build", "train", "map", "plot", "inspect", "update", "verify"]
+)
 def test_help_of_every_command_has_an_example(command):
     result = runner.invoke(app, [command, "--help"])
     assert result.exit_code == 0

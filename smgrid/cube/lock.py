@@ -109,6 +109,14 @@ class Lease:
         if self._lost:
             raise StoreInUseError(self._lost)
 
+    def confirm(self) -> None:
+        """Look into the store whether the lease still holds, and raise as `check` does if not.
+
+        A process that was paused learns of a takeover only by its next sign of life.
+        """
+        self._renew()
+        self.check()
+
     def give_back(self) -> None:
         """End the lease."""
         self._end.set()
@@ -210,9 +218,10 @@ def _this_process() -> Writer:
 
 
 def _namespace() -> str:
-    path = Path("/proc/self/ns/pid")
+    """Return what tells machines and containers of one name apart."""
     try:
-        return str(path.readlink())
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:  # not Linux
         return ""
 

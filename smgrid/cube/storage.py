@@ -153,7 +153,12 @@ def _create_without_links(path: Path, content: bytes) -> bool:
     """Make a file on a disk that has no hard links; a reader may see it before its content."""
     try:
         with path.open("xb") as file:
-            file.write(content)
+            try:
+                file.write(content)
+                file.flush()
+            except BaseException:
+                path.unlink()  # an empty one would say that it is taken
+                raise
     except FileExistsError:
         return False
     return True

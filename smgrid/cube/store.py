@@ -106,7 +106,7 @@ def write_cube(
     check_attempts(attempts)
     groups = _groups(data)
     template = make_template(groups, shard=shard)
-    provenance = json_attrs(manifest or {}, where="manifest")
+    provenance = None if manifest is None else json_attrs(manifest, where="manifest")
     path = normalise_path(path)
     with explaining(path):
         store = open_store(path, "write")
@@ -165,7 +165,7 @@ def fill_store(
     if failed:
         text = summarise(record.path, failed, written=report.written, total=report.total)
         raise UnitsFailedError(text, report=report)
-    lease.check()
+    lease.confirm()
     finish(store, plan, provenance)
     return report
 

@@ -111,13 +111,17 @@ def _to_domain(
     if units == "1":
         _refuse_decibels(values, where, origin)
         power = np.where(values > 0, values, np.float32(np.nan))
-        return power if average == "linear" else _power_to_db(power)
+        return power if average == "linear" else _power_to_db(power, out=power)
     _refuse_power(values, where, origin)
     return values if average == "db" else np.power(np.float32(10), values / 10)
 
 
-def _power_to_db(power: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    return np.float32(10) * np.log10(power)
+def _power_to_db(
+    power: npt.NDArray[np.float32], out: npt.NDArray[np.float32] | None = None
+) -> npt.NDArray[np.float32]:
+    """Return decibels, in `out` if given: new memory for a fine tile costs as much as the logs."""
+    decibels = np.log10(power, out=out)
+    return np.multiply(decibels, np.float32(10), out=decibels)
 
 
 def _refuse_decibels(values: npt.NDArray[np.float32], where: str, origin: str) -> None:

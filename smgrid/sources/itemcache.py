@@ -93,7 +93,11 @@ def read_answer(key: SearchKey) -> list[Document] | None:
     answer = _read(key)
     if answer is None:
         return None
-    return answer["items"] if mode == "stale" or _holds(key, answer["searched"]) else None
+    return (
+        answer["items"]
+        if mode == "stale" or _holds(key, answer["searched"], found=bool(answer["items"]))
+        else None
+    )
 
 
 def write_answer(key: SearchKey, items: Sequence[Document]) -> None:
@@ -155,10 +159,11 @@ def _read(key: SearchKey) -> Document | None:
         return None
 
 
-def _holds(key: SearchKey, searched: float) -> bool:
+def _holds(key: SearchKey, searched: float, *, found: bool) -> bool:
+    # Nothing found may be an index that is out of order: not believed for long.
     end = pd.Timestamp(key.span[1], tz="UTC").timestamp() if key.span else 0.0
     kept = _KEPT_SETTLED if searched >= end + _SETTLED_AFTER else _KEPT_RECENT
-    return 0 <= time.time() - searched < kept
+    return 0 <= time.time() - searched < (kept if found else _KEPT_RECENT)
 
 
 def _hrefs(item: Document) -> list[str]:

@@ -6,6 +6,7 @@ the lattice has them, and a file whose pixels lie elsewhere is an error, half a 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import dask.array
@@ -23,7 +24,8 @@ from smgrid.catalogtext import Signing
 from smgrid.errors import SourceError
 from smgrid.grid import grid_coords, iter_tiles, transform_points
 from smgrid.schema import check_range, convert_units, describe
-from smgrid.sources.download import fetch
+from smgrid.sources.download import fetch, forget
+from smgrid.sources.retry import redact
 from smgrid.sources.window import to_pixel
 
 # Part of a pixel by which the corners of a file may miss the lattice: rounded corners do.
@@ -53,11 +55,12 @@ class LabelFiles:
 
     def open_box(self, path: str) -> GeoBox:
         """Return where the pixels of a file lie; SourceError if that is not known."""
+        local = fetch(path, sign=self.sign, origin=self.origin)
         try:
-            with rasterio.open(fetch(path, sign=self.sign, origin=self.origin)) as file:
-                return self._box(file, path)
+            with rasterio.open(local) as file:
+                return self._box(file, redact(path))
         except RasterioError as cause:
-            raise self._unreadable(path, cause) from cause
+            raise self._unreadable(path, local, cause) from cause
 
     def read(self, path: str, bands: Sequence[int], grid: GeoBox) -> npt.NDArray[np.float32]:
         """Return the mean of `bands` on `grid` (y, x), NaN where one of them is not good.
@@ -70,18 +73,19 @@ class LabelFiles:
             If a value is not soil moisture.
         """
         mean = np.full(grid.shape.yx, np.nan, dtype="float32")
+        local, name = fetch(path, sign=self.sign, origin=self.origin), redact(path)
         try:
-            with rasterio.open(fetch(path, sign=self.sign, origin=self.origin)) as file:
+            with rasterio.open(local) as file:
                 needed = max(*bands, self.quality_band or 0, 0)
                 if file.count < needed:
-                    msg = f"{path} has {file.count} bands, expected at least {needed}"
+                    msg = f"{name} has {file.count} bands, expected at least {needed}"
                     raise SourceError(f"{msg}; correct paths or bands of {self.origin}")
-                here, there = self._overlap(self._box(file, path), grid, path)
+                here, there = self._overlap(self._box(file, name), grid, name)
                 if there is not None:
                     mean[here] = self._read_window(file, bands, there)
         except RasterioError as cause:
-            raise self._unreadable(path, cause) from cause
-        check_range(mean, self.variable, where=path)
+            raise self._unreadable(path, local, cause) from cause
+        check_range(mean, self.variable, where=name)
         return mean
 
     def require_lattice(self, box: GeoBox, grid: GeoBox, path: str) -> tuple[int, int]:
@@ -147,9 +151,11 @@ class LabelFiles:
         da = convert_units(xr.DataArray(mean), self.units, self.variable)
         return np.asarray(da.values)
 
-    def _unreadable(self, path: str, cause: Exception) -> SourceError:
+    def _unreadable(self, path: str, local: Path, cause: Exception) -> SourceError:
+        forget(local)  # so that the next run downloads it again
         return SourceError(
-            f"{path} cannot be read ({cause}); it is damaged or not a raster: download it again"
+            f"{redact(path)} cannot be read ({cause}); it is damaged or not a raster: download it "
+            "again"
         )
 
 

@@ -41,6 +41,8 @@ _MIN_COVERAGE = 0.5
 _COUNTED = 2.0
 # Fine pixels whose places are computed at a time, which bounds the memory to about 0.1 GB.
 _STRIP = 1 << 20
+# Native pixels along the edge of what one task reads: 100 MB.
+_EDGE = 5120
 
 
 def load(spec: SourceSpec, grid: GeoBox, period: Period, *, chunks: int = 512) -> xr.Dataset:
@@ -191,7 +193,9 @@ def _count_lazily(
     """Return each group's share of the pixels of each cell (group, y, x), one task per tile."""
     source = native.odc.geobox
     rows: dict[int, list[dask.array.Array]] = {}
-    for tile in iter_tiles(grid, chunks):
+    # Coarse cells hold so many pixels each that a task takes fewer of them.
+    edge = max(1, min(chunks, int(_EDGE * pixel_metres(source) / pixel_metres(grid))))
+    for tile in iter_tiles(grid, edge):
         window = find_window(source, tile.geobox)
         block = dask.array.from_delayed(
             dask.delayed(_count, pure=True)(
@@ -201,7 +205,7 @@ def _count_lazily(
             dtype="float64",
         )
         rows.setdefault(tile.index[0], []).append(block)
-    shares: dask.array.Array = dask.array.block(list(rows.values()))
+    shares: dask.array.Array = dask.array.block(list(rows.values())).rechunk({1: chunks, 2: chunks})
     return shares
 
 

@@ -19,12 +19,13 @@ from smgrid.schema import convert_units, describe
 from smgrid.sources.backscatter import take_average
 from smgrid.sources.burst import parse_burst
 from smgrid.sources.options import take_asset, take_units
-from smgrid.sources.per_orbit import Prepare, load_per_orbit
+from smgrid.sources.per_orbit import load_per_orbit
 from smgrid.sources.stac import search_items, split_by_lattice
 from smgrid.windows import Period
 
 ANGLE = "angle"
 FACTOR = "gamma0_to_sigma0"
+_MASK = "mask"
 
 
 def load_static(spec: SourceSpec, grid: GeoBox, period: Period, *, chunks: int = 512) -> xr.Dataset:
@@ -35,7 +36,8 @@ def load_static(spec: SourceSpec, grid: GeoBox, period: Period, *, chunks: int =
     spec
         ``stac``; ``provides`` angle, gamma0_to_sigma0 or both, with their ``assets``; ``units``
         ("degree" and "1" unless stated). Options: ``average`` "db" (default) or "linear", the
-        domain in which the factor is averaged: that of the backscatter it is meant for.
+        domain in which the factor is averaged: that of the backscatter it is meant for. An asset
+        ``mask`` leaves out the factor of pixels in layover or shadow, where it is not 0.
     grid
         Target.
     period
@@ -65,15 +67,24 @@ def load_static(spec: SourceSpec, grid: GeoBox, period: Period, *, chunks: int =
     """
     check_options(spec, "average")
     _check_variables(spec)
+    assets = {name: take_asset(spec, name) for name in spec.provides}
+    if _MASK in spec.assets and FACTOR in assets:
+        assets[_MASK] = spec.assets[_MASK]
     items = _latest_layers(search_items(spec, grid, None))
-    share_lattices(spec, items, [take_asset(spec, name) for name in spec.provides])
+    share_lattices(spec, items, tuple(assets.values()))
     average = take_average(spec)
     where = f"{spec.name} ({spec.origin})"
-    ready: dict[str, Prepare] = {
-        ANGLE: lambda da: da,
-        FACTOR: lambda da: _lazily(_to_domain, da, average=average, where=where),
-    }
-    ds = load_per_orbit(spec, grid, items, prepare=ready, chunks=chunks)
+
+    def prepare(pixels: xr.Dataset) -> xr.Dataset:
+        if FACTOR not in pixels:
+            return pixels
+        factor = pixels[FACTOR]
+        if _MASK in pixels:
+            factor = factor.where(pixels[_MASK] == 0)
+        domain = _lazily(_to_domain, factor, average=average, where=where)
+        return pixels.assign({FACTOR: domain}).drop_vars(_MASK, errors="ignore")
+
+    ds = load_per_orbit(spec, grid, items, assets=assets, prepare=prepare, chunks=chunks)
     if ANGLE in ds:
         units = take_units(spec, ANGLE, default="degree")
         ds[ANGLE] = describe(convert_units(ds[ANGLE], units, ANGLE), ANGLE)
@@ -156,7 +167,7 @@ def _to_domain(
             "be negative; write nodata if it means missing"
         )
         raise SchemaError(msg)
-    valid = np.where(values >= 0, values, np.float32(np.nan))
+    valid = np.where(values > 0, values, np.float32(np.nan))
     return valid if average == "linear" else np.log10(valid)
 
 

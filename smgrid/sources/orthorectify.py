@@ -125,11 +125,12 @@ def _sample_heights(
         for whole, part in zip(tile.window, (rows, columns), strict=True)
     )
     part = Sampling(tile.source, tile.grid, (window[0], window[1]))
-    inside = tuple(
-        slice(own.start - whole.start, own.stop - whole.start)
-        for whole, own in zip(tile.taken, part.taken, strict=True)
-    )
-    return part.interpolate(heights[inside])
+    # A part may reach a row further than its tile: both are bounded by sampled edges.
+    padding, inside = [], []
+    for whole, own in zip(tile.taken, part.taken, strict=True):
+        padding.append((max(whole.start - own.start, 0), max(own.stop - whole.stop, 0)))
+        inside.append(slice(max(own.start - whole.start, 0), own.stop - whole.start))
+    return part.interpolate(np.pad(heights[tuple(inside)], padding, mode="edge"))
 
 
 def _sample_product(

@@ -13,15 +13,14 @@ from smgrid.catalog import SourceSpec
 from smgrid.errors import SourceError
 from smgrid.resample import area_average
 from smgrid.sources.lattice import fine_grid
-from smgrid.sources.options import take_asset
 from smgrid.sources.passes import pass_of
 from smgrid.sources.stac import load_items, split_by_lattice
 from smgrid.sources.window import pixel_metres
 
 _BILINEAR = {"resampling": "bilinear", "src_nodata": np.nan, "dst_nodata": np.nan}
 
-Prepare: TypeAlias = Callable[[xr.DataArray], xr.DataArray]
-"""What is done to the pixels of a variable, lazily, before they are averaged."""
+Prepare: TypeAlias = Callable[[xr.Dataset], xr.Dataset]
+"""What is done to the pixels (group, y, x), lazily, before they are averaged."""
 
 
 def load_per_orbit(
@@ -29,21 +28,24 @@ def load_per_orbit(
     grid: GeoBox,
     items: Sequence[pystac.Item],
     *,
-    prepare: Mapping[str, Prepare],
+    assets: Mapping[str, str],
+    prepare: Prepare,
     chunks: int,
 ) -> xr.Dataset:
-    """Return what a source provides as one raster per relative orbit on `grid`.
+    """Return rasters of items as one per relative orbit on `grid`.
 
     Parameters
     ----------
     spec
-        ``provides`` and ``assets``.
+        How the assets are read.
     grid
         Target.
     items
         From `search_items`; where two of one orbit overlap, the first by time and id wins.
+    assets
+        Variable -> asset key.
     prepare
-        For each variable.
+        Turns what is read into what is averaged.
     chunks
         Tile edge [pixels of `grid`].
 
@@ -58,7 +60,6 @@ def load_per_orbit(
     SourceError
         If an item does not say its relative orbit.
     """
-    assets = {name: take_asset(spec, name) for name in spec.provides}
     orbits = {item.id: _take_orbit(item) for item in items}
     states = {orbits[item.id]: pass_of(item).orbit_state for item in items}
     parts = []
@@ -67,7 +68,7 @@ def load_per_orbit(
         loaded = load_items(spec, members, fine, assets=assets, groups=orbits, chunks=edge)
         is_fine = pixel_metres(lattice) <= pixel_metres(grid)
         onto = _average if is_fine else _interpolate
-        parts.append(loaded.map(lambda da, onto=onto: onto(prepare[da.name](da), grid, chunks)))
+        parts.append(prepare(loaded).map(onto, grid=grid, chunks=chunks))
     merged = reduce(lambda first, second: first.combine_first(second), parts)
     merged = merged.rename(group="relative_orbit")
     merged = merged.chunk({"relative_orbit": 1, "y": chunks, "x": chunks})

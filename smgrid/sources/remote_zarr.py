@@ -9,6 +9,7 @@ import base64
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -64,6 +65,7 @@ _LOGINS: Mapping[str, _Login] = {
     ),
 }
 _LOGIN_SCHEMES = ("https",)
+_METADATA = frozenset({"zarr.json", ".zmetadata", ".zarray"})
 
 
 def open_remote_zarr(url: str) -> xr.Dataset:
@@ -146,7 +148,8 @@ class RemoteStore(ObjectStore[Any]):
             except (BaseError, OSError) as cause:
                 reason = _reason(cause)
             else:
-                return _patch(found, prototype) if found and key.endswith("zarr.json") else found
+                is_metadata = key.rpartition("/")[2] in _METADATA
+                return _patch(found, prototype) if found and is_metadata else found
             if pause is None:
                 msg = f"{asset} cannot be read ({reason}, {attempt} attempts); try again later"
                 raise AssetError(msg, asset=asset, attempts=attempt, reason=reason)
@@ -222,13 +225,28 @@ def _reason(cause: Exception) -> str:
 
 
 def _patch(found: Buffer, prototype: BufferPrototype) -> Buffer:
-    """Make chunks that are not there missing: version 3 of Zarr reads them as zeros by default.
+    """Make chunks that are not there missing: many stores say that they hold zeros.
 
     A lost chunk of precipitation would be months of drought.
     """
     document = json.loads(found.to_bytes())
-    inner = document.get("consolidated_metadata") or {}
-    for node in (document, *(inner.get("metadata") or {}).values()):
-        if str(node.get("data_type", "")).startswith("float") and node.get("fill_value") == 0:
-            node["fill_value"] = "NaN"
+    if "zarr_consolidated_format" in document:  # .zmetadata of version 2
+        nodes = document["metadata"]
+        for name, node in nodes.items():
+            if name.endswith(".zarray"):
+                _mark_holes(node, nodes.get(f"{name.removesuffix('.zarray')}.zattrs", {}))
+    else:
+        inner = (document.get("consolidated_metadata") or {}).get("metadata") or {}
+        for node in (document, *inner.values()):
+            _mark_holes(node, node.get("attributes") or {})
     return prototype.buffer.from_bytes(json.dumps(document).encode())
+
+
+def _mark_holes(node: dict[str, Any], attributes: Mapping[str, Any]) -> None:
+    """Let an array's chunks that are not there read as its missing value."""
+    dtype = str(node.get("data_type") or node.get("dtype") or "")
+    if re.match(r"float|[<>|]f", dtype):
+        if node.get("fill_value") in (0, None):
+            node["fill_value"] = "NaN"
+    elif re.match(r"u?int|[<>|][iu]", dtype) and isinstance(attributes.get("_FillValue"), int):
+        node["fill_value"] = attributes["_FillValue"]

@@ -17,6 +17,8 @@ import pystac
 from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
+_STRIP_START = re.compile(r"_S(\d{8}T\d{6})")
+
 _log = logging.getLogger(__name__)
 
 # Properties that tell observations of one moment apart.
@@ -68,7 +70,9 @@ def _observation(item: pystac.Item) -> tuple[Any, ...]:
     start = _moment(properties.get("start_datetime") or properties.get("datetime"))
     stated = [str(properties.get(name) or "").lower() for name in ("platform", *_ACQUISITION)]
     tile = (*(str(properties.get(name, "")) for name in _TILE), *_TILE_IN_ID.findall(item.id))
-    return (re.split(r"[._]", item.id)[0], start[:19], *stated, tile)
+    # Where a datastrip of Sentinel-2 ends inside a tile, two items of one moment have a half each.
+    strip = _STRIP_START.search(str(properties.get("s2:datastrip_id", "")))
+    return (re.split(r"[._]", item.id)[0], start[:19], *stated, strip and strip[1], tile)
 
 
 def _recency(item: pystac.Item) -> tuple[Any, ...]:

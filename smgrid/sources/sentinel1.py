@@ -5,7 +5,6 @@ them, in the domain that the catalog states; overviews are never read.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import reduce
 
 import numpy as np
@@ -178,9 +177,11 @@ def load_angle(spec: SourceSpec, grid: GeoBox, period: Period, *, chunks: int = 
         If an item does not say its relative orbit.
     """
     check_options(spec)
-    spec = replace(spec, provides=("angle",))
+    assets = {"angle": take_asset(spec, "angle")}
     items = search_items(spec, grid, None)
-    ds = load_per_orbit(spec, grid, items, prepare={"angle": lambda da: da}, chunks=chunks)
+    ds = load_per_orbit(
+        spec, grid, items, assets=assets, prepare=lambda pixels: pixels, chunks=chunks
+    )
     units = take_units(spec, "angle", default="degree")
     return ds.assign(angle=describe(convert_units(ds["angle"], units, "angle"), "angle"))
 

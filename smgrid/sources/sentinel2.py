@@ -1,5 +1,6 @@
 """Clear NDVI of Sentinel-2 Level-2A items: which of them count, and their reflectance."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -21,6 +22,7 @@ from smgrid.windows import Period
 # in every later reprocessing of older scenes) adds to them so that negative values can be stored
 # (ESA, Sentinel-2 Products Specification Document, issue 14.9: BOA_ADD_OFFSET).
 _SCALE = 1e-4
+_STRIP_START = re.compile(r"_S(\d{8}T\d{6})")
 _OFFSET = -1000
 _OFFSET_SINCE = 4.0
 # Earth Search subtracts it from the pixels of most items, and says so in this property.
@@ -71,11 +73,14 @@ def open_clear_items(spec: SourceSpec, grid: GeoBox, period: Period, *, chunks: 
 
 def newest_items(items: Iterable[pystac.Item]) -> list[pystac.Item]:
     """Return the items without those that a later processing of the same tile replaces."""
-    newest: dict[tuple[str, str, str], tuple[tuple[float, str, str], pystac.Item]] = {}
+    newest: dict[tuple[str, ...], tuple[tuple[float, str, str], pystac.Item]] = {}
     for item in items:
         properties = item.properties
         tile = properties.get("s2:mgrs_tile") or properties.get("grid:code") or item.id
-        key = (str(properties.get("platform", "")).lower(), str(item_span(item)[0]), str(tile))
+        # Where a datastrip ends inside a tile, two items of one moment have a half each.
+        strip = _STRIP_START.search(str(properties.get("s2:datastrip_id", "")))
+        platform, start = str(properties.get("platform", "")).lower(), str(item_span(item)[0])
+        key = (platform, start, str(tile), strip[1] if strip else "")
         made = (_baseline(item), str(properties.get("s2:generation_time", "")), item.id)
         if key not in newest or made > newest[key][0]:
             newest[key] = made, item

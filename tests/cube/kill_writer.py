@@ -1,9 +1,9 @@
 """Write stores in child processes that are killed at random moments; run by test_resume.py.
 
 One process imports everything once and forks a fresh writer for every attempt, so that a test can
-afford many kills. ``kill_writer.py kill FOLDER KILLS SEED...`` prints what happened as JSON, and
-``update`` does the same with updates of a cube; ``race FOLDER RACES WRITERS`` lets writers begin
-at the same moment; ``memory FOLDER UNITS...`` prints the peak memory by number of units.
+afford many kills. ``kill_writer.py kill FOLDER KILLS`` prints what happened as JSON, and ``update
+FOLDER KILLS SEED`` does the same with updates of a cube; ``race FOLDER RACES WRITERS`` lets writers
+begin at the same moment; ``memory FOLDER UNITS...`` prints the peak memory by number of units.
 """
 
 import contextlib
@@ -130,19 +130,20 @@ def observe(folder):
     return {"status": status, "shards": count, "other": other}
 
 
-def kill(folder, kills, *seeds):
+def kill(folder, kills):
+    """Write one store after the other until writers were killed so often."""
     _, status = os.waitpid(fork(lambda: write_cube(cube(), folder / "whole", shard=16)), 0)
     total = status_of(folder / "whole")[1]
-    runs = {
-        seed: kill_at_random(
-            lambda seed=seed: write_cube(cube(), folder / seed, shard=16),
-            folder / seed,
-            random.Random(seed),
+    runs = {}
+    while sum(len(run["killed"]) for run in runs.values()) < int(kills):
+        name = str(len(runs))
+        runs[name] = kill_at_random(
+            lambda name=name: write_cube(cube(), folder / name, shard=16),
+            folder / name,
+            random.Random(len(runs)),
             total,
-            int(kills),
+            kills=12,
         )
-        for seed in seeds
-    }
     return {"code": os.WEXITSTATUS(status), "total": total, "runs": runs}
 
 

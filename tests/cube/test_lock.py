@@ -205,6 +205,19 @@ def test_who_has_lost_the_store_stops(soil_map, store, monkeypatch, loss):
     assert leases_of(store) == (["writer-000002.json"] if loss == "succeeded" else [])
 
 
+def test_a_writer_that_was_paused_at_its_last_step_does_not_close_the_store(soil_map, store):
+    """Its next sign of life, which would tell it of the takeover, is not due before it ends."""
+
+    def lose(event):
+        if event.done == event.total:
+            next((store / "_smgrid").glob("writer-*")).unlink()
+            leave_lease(store, number=2, namespace="another")
+
+    with pytest.raises(StoreInUseError, match="lost the right to write"):
+        write_cube(soil_map, store, shard=16, progress=lose)
+    assert inspect(store).status == "incomplete"
+
+
 def test_a_complete_store_needs_no_lease(soil_map, store):
     write_cube(soil_map, store, shard=16)
     with writing(open_store(store, "write"), str(store)):

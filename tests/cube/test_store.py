@@ -261,6 +261,9 @@ def test_the_manifest_stands_beside_the_data(soil_map, store):
     manifest = json.loads((store / "_smgrid/manifest.json").read_text())
     assert manifest.items() >= {"inputs": ["a", "b"], "seed": 3}.items()
     assert {"smgrid_version", "smgrid_template"} <= set(manifest)
+    next(store.rglob("c/0/0/0")).unlink()
+    assert write_cube(soil_map, store).written == 1  # a repair keeps what it was told before
+    assert json.loads((store / "_smgrid/manifest.json").read_text()) == manifest
     with pytest.raises(StoreError, match=r"manifest, model: .* cannot be stored"):
         write_cube(soil_map, store, manifest={"model": object()})
 

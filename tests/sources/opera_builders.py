@@ -23,15 +23,21 @@ def pixels(value, part):
     return values
 
 
+def mask_of(part, masked):
+    """Return 0 inside the burst and 255 outside, with the given (row, column, reason)."""
+    mask = np.full(FINE.shape, 255, "uint8")
+    mask[part] = 0
+    for row, column, reason in masked:
+        mask[row, column] = reason
+    return mask
+
+
 def write_burst(folder, burst, start, *, value=0.1, unit="A", made="20240401T000000Z", masked=()):
     """Write the files of one burst as the product does; return its item as CMR-STAC gives it."""
     stamp = start.replace("-", "").replace(":", "")
     name = f"OPERA_L2_RTC-S1_{burst}_{stamp}Z_{made}_S1{unit}_30_v1.0"
     part = BURSTS[burst]
-    mask = np.full(FINE.shape, 255, "uint8")
-    mask[part] = 0
-    for row, column, reason in masked:
-        mask[row, column] = reason
+    mask = mask_of(part, masked)
     files = {
         "0_VV": write_cog(folder / f"{name}_VV.tif", pixels(value, part), FINE, nodata=np.nan),
         "0_VH": write_cog(folder / f"{name}_VH.tif", pixels(value / 4, part), FINE, nodata=np.nan),
@@ -40,7 +46,8 @@ def write_burst(folder, burst, start, *, value=0.1, unit="A", made="20240401T000
     return make_item(name, FINE, files, start=start, end=start, projection="absent")
 
 
-def write_layers(folder, burst, factor, angle=39.0, *, since="20140403"):
+def write_layers(folder, burst, factor, angle=39.0, *, since="20140403", masked=()):
+    """Write the static layers of one burst; return their item."""
     name = f"OPERA_L2_RTC-S1-STATIC_{burst}_{since}_S1A_30_v1.0"
     part = BURSTS.get(burst, (slice(None), slice(None)))
     layers = {"incidence_angle": angle, "rtc_anf_gamma0_to_sigma0": factor}
@@ -50,6 +57,8 @@ def write_layers(folder, burst, factor, angle=39.0, *, since="20140403"):
         )
         for layer, value in layers.items()
     }
+    mask = mask_of(part, masked)
+    files["0_mask"] = write_cog(folder / f"{name}_mask.tif", mask, FINE, nodata=255)
     return make_item(name, FINE, files, start=since, end=since, projection="absent")
 
 

@@ -43,6 +43,16 @@ def test_how_long_an_answer_holds(monkeypatch, searched, age, holds):
     assert (itemcache.read_answer(key) is not None) is holds
 
 
+@pytest.mark.parametrize(("age", "holds"), [(0.24 * DAY, True), (0.26 * DAY, False)])
+def test_an_empty_answer_is_not_believed_for_long(monkeypatch, age, holds):
+    span = ("2024-03-01T00:00:00Z", "2024-04-01T00:00:00Z")
+    key = itemcache.SearchKey("https://api", "s1", (0, 0, 1, 1), span, {})
+    monkeypatch.setattr(itemcache.time, "time", lambda: END + 60 * DAY)
+    itemcache.write_answer(key, [])
+    monkeypatch.setattr(itemcache.time, "time", lambda: END + 60 * DAY + age)
+    assert (itemcache.read_answer(key) == []) is holds
+
+
 @pytest.mark.parametrize("place", ["assets", "links"])
 def test_a_signed_url_is_never_kept(place):
     key = itemcache.SearchKey("https://api", "s1", (0, 0, 1, 1), None, {})

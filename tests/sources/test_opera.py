@@ -147,6 +147,19 @@ def test_layers_made_again_replace_the_old_ones(tmp_path):
     np.testing.assert_allclose(ds["gamma0_to_sigma0"].values[0, 0, 0], 0.5, rtol=1e-5)
 
 
+def test_the_factor_of_pixels_in_layover_and_shadow_is_left_out(tmp_path):
+    burst, factor = "T088-187178-IW1", np.full((10, 14), 0.8, "float32")
+    factor[0, 0], factor[0, 1], factor[0, 2] = 5.0, 7.0, 9.0
+    hidden = [(0, column, reason) for column, reason in enumerate((1, 2, 3))]
+    item = write_layers(tmp_path, burst, factor, masked=hidden)
+    whole = open_static(tmp_path, item)
+    assert whole["gamma0_to_sigma0"].values[0, 0, 0] > 1
+    ds = open_static(tmp_path / "masked", item, assets=STATIC | {"mask": "0_mask"})
+    np.testing.assert_allclose(ds["gamma0_to_sigma0"].values[0, :2, :3], 0.8, rtol=1e-5)
+    np.testing.assert_allclose(ds["angle"].values[0, :2, :3], 39, rtol=1e-5)
+    assert set(ds.data_vars) == {"angle", "gamma0_to_sigma0"}
+
+
 def test_the_angle_alone(tmp_path):
     ds = open_static(tmp_path, write_layers(tmp_path, "T088-187178-IW1", 0.8), provides=("angle",))
     assert list(ds.data_vars) == ["angle"]

@@ -19,6 +19,7 @@ from smgrid.sources.passes import (
     read_rules,
     with_pass_coords,
 )
+from tests.builders import make_item, utm_grid
 
 ASCENDING = {"platform": "sentinel-1a", "orbit_state": "ascending", "relative_orbit": 88}
 DESCENDING = {"platform": "sentinel-1a", "orbit_state": "descending", "relative_orbit": 110}
@@ -138,6 +139,33 @@ def test_without_rules_the_orbit_is_unknown():
 def test_rules_that_are_not_understood_are_refused(wrong):
     with pytest.raises(CatalogError, match=r"c.yml, line 3: options.passes.0"):
         rules_of(wrong)
+
+
+@pytest.mark.parametrize(
+    "stated", ["SENTINEL-1C", "Sentinel-1C", "sentinel-1c", "S1C", "Sentinel 1C", "", None]
+)
+def test_satellites_have_one_name_however_they_are_stated(stated):
+    name = "OPERA_L2_RTC-S1_T102-217155-IW1_20240703T162341Z_20240703T220516Z_S1C_30_v1.0"
+    item = make_item(name, utm_grid(), {}, start="2024-07-03T16:23:41", platform=stated)
+    found = pass_of(item)
+    assert found.platform == "sentinel-1c"
+    assert found.time == pd.Timestamp("2024-07-03T16:23:41")
+
+
+def test_what_an_item_states_comes_before_what_its_id_says():
+    name = "OPERA_L2_RTC-S1_T102-217155-IW1_20240703T162341Z_20240703T220516Z_S1A_30_v1.0"
+    start = "2024-07-03T16:23:41"
+    silent = make_item(name, utm_grid(), {}, start=start)
+    assert (pass_of(silent).relative_orbit, pass_of(silent).orbit_state) == (102, "ascending")
+    stated = {"sat:relative_orbit": 101, "sat:orbit_state": "DESCENDING", "platform": "S1D"}
+    found = pass_of(make_item(name, utm_grid(), {}, start=start, **stated))
+    assert (found.relative_orbit, found.orbit_state) == (101, "descending")
+    assert found.platform == "sentinel-1d"
+
+
+def test_an_item_that_says_nothing_is_of_no_known_orbit():
+    found = pass_of(make_item("scene", utm_grid(), {}, start="2024-07-03"))
+    assert (found.platform, found.orbit_state, found.relative_orbit) == ("", "", 0)
 
 
 def recorded_items(folder):

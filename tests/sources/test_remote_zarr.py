@@ -279,6 +279,28 @@ def test_a_chunk_that_is_lost_is_missing_and_not_dry(file_server, stores, versio
     np.testing.assert_array_equal(gone, expected)
 
 
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")
+@pytest.mark.parametrize(
+    ("version", "encoding"),
+    [
+        (2, {"_FillValue": None}),
+        (2, {"dtype": "i2", "scale_factor": 0.001, "add_offset": 5.0, "_FillValue": -9999}),
+        (3, {"dtype": "i2", "scale_factor": 0.001, "add_offset": 5.0, "_FillValue": -9999}),
+    ],
+)
+def test_a_chunk_that_is_lost_is_missing_whatever_the_store_fills_with(
+    file_server, version, encoding
+):
+    name = f"holes-{version}-{len(encoding)}.zarr"
+    path = file_server.folder / name
+    ds = xr.Dataset({"tp": ("time", np.full(4, 5.004, "f4"))}, coords={"time": np.arange(4)})
+    encoding = {"tp": {"chunks": (2,), **encoding}}
+    ds.to_zarr(path, zarr_format=version, consolidated=True, encoding=encoding)
+    (path / ("tp/1" if version == 2 else "tp/c/1")).unlink()
+    values = open_remote_zarr(f"{file_server.url}/{name}")["tp"].values
+    np.testing.assert_allclose(values, [5.004, 5.004, np.nan, np.nan], atol=1e-3)
+
+
 def test_a_store_of_global_chunks_is_refused_for_long_periods(file_server, stores):
     entry = spec(f"{file_server.url}/v2.zarr", options={"max_days": 10})
     load_source(entry, GRID, Period.parse(("2024-01-02", "2024-01-11")))

@@ -14,6 +14,7 @@ from smgrid.catalog import SourceSpec, StacQuery
 from smgrid.errors import CatalogError, NoDataError, SourceError
 from smgrid.sources import load_source
 from smgrid.sources.ndvi import load_sentinel2
+from smgrid.sources.reprocessed import keep_latest
 from smgrid.sources.sentinel2 import count_offset, newest_items, open_clear_items
 from smgrid.windows import Period
 from tests.builders import utm_grid, write_catalog, write_cog
@@ -140,6 +141,18 @@ def test_a_reprocessed_scene_replaces_the_older_one(tmp_path):
         kept = {item.id for item in newest_items(items)}
         assert kept == {new.id, other.id}
     np.testing.assert_allclose(ndvi(spec(tmp_path, [old, new]))[0], 0.5, rtol=1e-6)
+
+
+def test_two_datastrips_that_share_a_tile_are_both_kept(tmp_path):
+    halves = [
+        scene(tmp_path, "2024-01-02T10:50", made=f"20240102T12000{n}", **{"s2:datastrip_id": strip})
+        for n, strip in enumerate(
+            ("S2A_OPER_MSI_L2A_DS_2APS_20240102T120000_S20240102T105002_N05.10",
+             "S2A_OPER_MSI_L2A_DS_2APS_20240102T120001_S20240102T105018_N05.10")
+        )
+    ]  # fmt: skip
+    assert {item.id for item in newest_items(halves)} == {item.id for item in halves}
+    assert {item.id for item in keep_latest(halves)} == {item.id for item in halves}
 
 
 def test_cells_are_means_of_their_clear_pixels(tmp_path):
