@@ -201,7 +201,9 @@ def store_rounded(data: Any, array: zarr.Array[Any]) -> None:
 
 def to_db(power: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Return decibels, NaN where there is no power."""
-    return np.float32(10) * np.log10(np.where(power > 0, power, np.float32(np.nan)))
+    decibels = np.where(power > 0, power, np.float32(np.nan))
+    np.log10(decibels, out=decibels)
+    return np.multiply(decibels, np.float32(10), out=decibels)
 
 
 def mean_of_blocks(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

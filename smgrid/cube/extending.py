@@ -18,6 +18,9 @@ from smgrid.cube.template import differences
 from smgrid.cube.tiling import PendingUnits, UnitSet, dates_of
 from smgrid.errors import StoreError, TemplateMismatchError
 
+_OF_ITS_SOURCES = frozenset(
+    {"approximate", "approximate_note", "assumed", "assumed_note", "composite_days"}
+)
 _EXTENTS = frozenset({"smgrid_period", "smgrid_scenes"})
 """Attributes of the tree that an update changes."""
 
@@ -221,11 +224,24 @@ def _without_extents(record: Mapping[str, Any]) -> dict[str, Any]:
             for name, c in group["coords"].items()
         }
         arrays = {
-            name: array | {"shape": _spatial(array)} for name, array in group["arrays"].items()
+            name: array
+            | {"shape": _spatial(array), "attrs": _lasting_attrs(name, array["attrs"], coords)}
+            for name, array in group["arrays"].items()
         }
         attrs = {key: value for key, value in group["attrs"].items() if key not in _EXTENTS}
         groups[path] = group | {"coords": coords, "arrays": arrays, "attrs": attrs}
     return {**record, "groups": groups}
+
+
+def _lasting_attrs(
+    name: str, attrs: Mapping[str, Any], coords: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Leave out what another source may change that fills the dates which the first one lacks.
+
+    Which one gave which date is in a coordinate; the attributes are those of all that were used.
+    """
+    stands_in = f"{name}_source" in coords or "source" in coords
+    return {key: v for key, v in attrs.items() if not (stands_in and key in _OF_ITS_SOURCES)}
 
 
 def _spatial(array: Mapping[str, Any]) -> list[int]:

@@ -103,6 +103,31 @@ def test_an_updated_cube_is_the_cube_of_the_longer_period(archive, files_of):
     assert verify(store).ok
 
 
+def test_a_source_that_ends_is_continued_by_the_one_that_stands_in(archive, files_of):
+    """The attributes of a series change on the day when the first date of another source comes."""
+    catalog = archive / "catalog.yml"
+    ndvi = "  ndvi:\n"
+    viirs = (
+        "  viirs:\n    loader: tests.cube.archive:load_replacement\n    provides: [ndvi]\n"
+        f"    native_resolution: 200\n    options: {{archive: {archive / 'archive.json'}}}\n"
+    )
+    text = catalog.read_text()
+    catalog.write_text(
+        text.replace(ndvi, f"{viirs}{ndvi}    fallbacks: [viirs]\n    last_day: {END}\n")
+    )
+    store = build(archive, END)
+    assert "approximate" not in open_cube(store)["x2"]["ndvi"].attrs
+    update(archive)
+    ndvi = open_cube(store)["x2"]["ndvi"]
+    assert ndvi.attrs["approximate"] == 1
+    sources = ndvi["ndvi_source"].to_series()
+    assert set(sources[:END]) == {"ndvi"}
+    assert set(sources["2023-07-05":]) == {"viirs"}
+    whole = build(archive, LATER, "whole.zarr")
+    assert data_of(store, files_of) == data_of(whole, files_of)
+    assert verify(store).ok
+
+
 def test_only_what_is_new_is_read(archive):
     build(archive, END)
     update(archive)
