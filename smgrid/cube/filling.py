@@ -27,7 +27,7 @@ from smgrid.cube.lock import Lease
 from smgrid.cube.progress import UnitCounter
 from smgrid.cube.record import StoreRecord, pending_units
 from smgrid.cube.shards import read_states, shard_key
-from smgrid.cube.storage import delete_keys, list_keys
+from smgrid.cube.storage import delete_keys, list_sizes
 from smgrid.cube.tiling import Index, PendingUnits, dates_of, present_shards
 from smgrid.cube.writing import Outcome, Written, build_flags, compute_flags
 from smgrid.errors import SchemaError, StoreError
@@ -47,8 +47,12 @@ class Plan:
 
     def __init__(self, store: Store, record: StoreRecord) -> None:
         self.record = record
-        self.keys = set(list_keys(store))
+        sizes = list_sizes(store)
+        self.keys = set(sizes)
         self.sums = read_sums(store, self.keys)
+        # What a power cut leaves of a file that was never flushed, whatever its sum was to be.
+        for key in [key for key in self.sums if sizes.get(key) == 0]:
+            del self.sums[key]
         self._drop_damaged(store)
         self.missing = pending_units(record.sets, self.keys)
         self.redone = _redone_units(record, self.missing)

@@ -98,6 +98,8 @@ class _Token:
 
 
 _TOKENS: dict[tuple[str, str], _Token] = {}
+_FAILED: dict[tuple[str, str], tuple[float, str]] = {}
+"""When the service last gave up on a token, and why."""
 _LOCK = threading.Lock()
 
 
@@ -115,20 +117,26 @@ def _container(href: str) -> tuple[str, str] | None:
 
 
 def _token(container: tuple[str, str], href: str) -> str:
+    began = time.monotonic()
     with _LOCK:
         held = _TOKENS.get(container)
-        if held is None or time.monotonic() >= held.renewal:
+        if held is not None and time.monotonic() < held.renewal:
+            return held.query
+        # Who waited while another thread asked in vain need not ask again at once.
+        failed, reason = _FAILED.get(container, (0.0, ""))
+        if failed < began:
             try:
                 held = _TOKENS[container] = _request_token(container)
             except (requests.RequestException, KeyError, ValueError) as cause:
-                msg = (
-                    f"{redact(href)} could not be signed by the Planetary Computer "
-                    f"({redact(str(cause))}); try again later, or set PC_SDK_SUBSCRIPTION_KEY if "
-                    "requests are being limited"
-                )
-                reason = f"no token ({redact(str(cause))})"
-                raise AssetError(msg, asset=redact(href), reason=reason) from None
-        return held.query
+                reason = redact(str(cause))
+                _FAILED[container] = time.monotonic(), reason
+            else:
+                return held.query
+    msg = (
+        f"{redact(href)} could not be signed by the Planetary Computer ({reason}); try again "
+        "later, or set PC_SDK_SUBSCRIPTION_KEY if requests are being limited"
+    )
+    raise AssetError(msg, asset=redact(href), reason=f"no token ({reason})")
 
 
 def _request_token(container: tuple[str, str]) -> _Token:

@@ -107,8 +107,10 @@ def test_beyond_the_attempts_the_rest_is_written_and_the_ledger_names_the_unit(
     assert inspect(store).status == "incomplete"
     with pytest.raises(IncompleteStoreError, match="1 of 24 units are missing"):
         open_cube(store)
+    # A power cut can leave an empty file whose sum was written: it is not there either.
+    (store / "soil_moisture/c/0/0/0").write_bytes(b"")
     # The fourth call succeeds.
-    assert write_cube(ds, store, shard=16).written == 1
+    assert write_cube(ds, store, shard=16).written == 2
     assert flaky.calls == 4
     assert files_of(store) == files_of(tmp_path / "whole.zarr")
 

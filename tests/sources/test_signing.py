@@ -35,6 +35,7 @@ def fresh(request, monkeypatch):
     monkeypatch.setenv("SMGRID_RETRY_PAUSES", "0.01,0.01")
     monkeypatch.setenv("GDAL_HTTP_MAX_RETRY", "0")
     monkeypatch.setattr(signing, "_TOKENS", {})
+    monkeypatch.setattr(signing, "_FAILED", {})
     for name in {"files", "sas"} & set(request.fixturenames):
         request.getfixturevalue(name).set()
 
@@ -95,6 +96,21 @@ def test_many_threads_ask_for_one_token(signed, sas):
     assert all("sig=abc" in one for one in found)
     sign_href(f"{signed.url}/other/a.tif", "planetary-computer")
     assert len(sas.log()) == 2
+
+
+def test_threads_that_wait_for_a_service_that_is_away_fail_together(signed, sas, monkeypatch):
+    monkeypatch.setenv("SMGRID_RETRY_PAUSES", "0.3")
+    sas.set(fail=1000, status=503)
+
+    def sign(number):
+        with pytest.raises(SourceError, match="could not be signed"):
+            sign_href(f"{signed.url}/box/{number}.tif", "planetary-computer")
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(sign, range(16)))
+    assert len(sas.log()) == 2  # one request and its repetition
+    sas.set(secret="abc")
+    assert "sig=abc" in sign_href(f"{signed.url}/box/a.tif", "planetary-computer")
 
 
 def test_a_clock_that_is_wrong_does_no_harm(signed, sas, monkeypatch):
