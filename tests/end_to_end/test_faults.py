@@ -9,6 +9,7 @@ without faults, or with a ledger of exactly the units that are missing, which a 
 import json
 import time
 
+import dask
 import numpy as np
 import pytest
 import rasterio.shutil
@@ -218,6 +219,25 @@ def contents(store):
         for path in store.rglob("*")
         if path.is_file() and "_smgrid" not in path.parts
     }
+
+
+def test_a_build_asks_for_no_more_than_reading_the_files_once(spec, files, numbers, tmp_path):
+    cube = lazy_cube(spec)
+    files.set()
+    # One after another: two threads that open a file at the same time may both ask for its header.
+    with dask.config.set(scheduler="synchronous"):
+        smgrid.write_cube(cube, tmp_path / "cube.zarr", shard=20)
+    asked = files.log()
+
+    files.set()
+    folder = f"{files.url}/{next(numbers)}"
+    with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
+        for name in STARTS:
+            for band in ("vv", "vh"):
+                for left, right in ((0, 200), (200, 300)):
+                    with rasterio.open(f"{folder}/{name}_{band}.tif") as source:
+                        source.read(1, window=((0, 200), (left, right)))
+    assert len(asked) <= len(files.log())
 
 
 @pytest.mark.parametrize("name", FAULTS)
