@@ -71,25 +71,19 @@ def write_icechunk(
 ) -> IcechunkReport:
     """Write a cube or a map to an icechunk repository, or go on with one that was interrupted.
 
-    The units of one date are computed and written with the scheduler that Dask is set to, every
-    task on a fork of the session, and committed together. A unit that fails ends the write after
-    the dates before it.
+    The units of one date are computed with the scheduler that Dask is set to, every task on a fork
+    of the session, and committed together. A unit that fails ends the write after earlier dates.
 
     Parameters
     ----------
-    data
-        A cube of nested grids, one group each, or a single Dataset. Dims (time, y, x),
-        (date, y, x), (y, x) and those of points; lazy or in memory.
+    data, shard, manifest
+        As for `write_cube`; the manifest is kept with the last commit.
     path
         Folder or ``s3://`` URL of the repository: new, or begun with the same data.
     branch
         Branch to commit to.
-    shard
-        Edge of a shard in pixels, at most 256 or a multiple of it.
     progress
         Called with a `Progress` per group at the start, and per unit after every commit.
-    manifest
-        Provenance to keep with the last commit: inputs, catalog, versions, seeds.
 
     Returns
     -------
@@ -105,8 +99,7 @@ def write_icechunk(
     SchemaError
         A variable has wrong units, dims or type, or a value out of its valid range.
     StoreError
-        The repository cannot be written, a unit failed, or somebody else has committed. What was
-        committed before is kept: write again to resume.
+        It cannot be written, a unit failed, or somebody else has committed: write again to resume.
     """
     groups = _groups(data)
     template = make_template(groups, shard=shard)

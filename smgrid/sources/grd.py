@@ -29,7 +29,7 @@ from smgrid.sources.geocoding import Geoid, require_sarsen
 from smgrid.sources.geolocation import incidence_angle
 from smgrid.sources.options import take_choice, take_native_resolution
 from smgrid.sources.orthorectify import TileTerrain, orthorectify
-from smgrid.sources.passes import PASS_GAP, group_slices, with_pass_coords
+from smgrid.sources.passes import PASS_GAP, group_slices, passes_within, with_pass_coords
 from smgrid.sources.raster import open_native
 from smgrid.sources.safe import Product
 from smgrid.sources.slices import best_passes, find_slices
@@ -37,7 +37,6 @@ from smgrid.sources.stac import no_data
 from smgrid.sources.window import pixel_metres
 from smgrid.windows import Period
 
-_DAY = pd.Timedelta(days=1)
 # An orbit is flown again after 12 days (ESA Sentinel-1 User Handbook), so that every orbit of a
 # period is met within that many days of it.
 _CYCLE = pd.Timedelta(days=12)
@@ -61,8 +60,7 @@ def load_safe(spec: SourceSpec, grid: GeoBox, period: Period, *, chunks: int = 5
         into fine pixels (10 m for the products of land). ``assets`` (vv, vh) where a polarisation
         has another name. Options:
 
-        - ``dem``: elevation model, a raster file, a list of its tiles, or href, collection, asset
-          and sign of a STAC collection.
+        - ``dem``: raster file, list of tiles, or href, collection, asset and sign (STAC).
         - ``heights``: "geoid" or "ellipsoid", what its heights are above. Taking one for the other
           shifts images by up to 150 m.
         - ``geoid``: raster of the geoid's height above the ellipsoid [m], with heights: geoid; the
@@ -93,24 +91,16 @@ def load_safe(spec: SourceSpec, grid: GeoBox, period: Period, *, chunks: int = 5
 
     Notes
     -----
-    See `smgrid.sources.calibration.to_sigma0` and `smgrid.sources.geocoding.image_position` for the
-    formulas. After the removal of noise some samples are negative. Their power takes part in a mean
-    of power, which it keeps unbiased; a mean of decibels leaves them out.
+    Formulas: `calibration.to_sigma0`, `geocoding.image_position`. Samples that are negative without
+    their noise keep a mean of power unbiased; a mean of decibels leaves them out.
     """
     require_sarsen()
     check_options(spec, "dem", "heights", "geoid", "average")
     _check_entry(spec)
     bands = {name: spec.assets.get(name, name) for name in spec.provides}
-    slices = [
-        piece
-        for piece in find_slices(spec, grid, period, margin=PASS_GAP)
-        if set(bands.values()) & set(piece.product.measurement)
-    ]
-    passes = [
-        one
-        for one in group_slices(piece.acquired for piece in slices)
-        if period.start <= one.time < period.end + _DAY
-    ]
+    found = find_slices(spec, grid, period, margin=PASS_GAP)
+    slices = [piece for piece in found if {*bands.values()} & {*piece.product.measurement}]
+    passes = passes_within(group_slices(piece.acquired for piece in slices), period)
     if not passes:
         raise no_data(spec, grid, period)
     products = {piece.product.name: piece.product for piece in slices}
