@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar, get_args
 
+import numpy as np
 import rasterio
 import requests
 from odc.geo.converters import rio_geobox
@@ -207,15 +208,20 @@ class AssetReader(RioReader):
 
     def read(self, cfg: RasterLoadParams, dst_geobox: GeoBox, **kwargs: Any) -> Any:
         """Return the pixels on `dst_geobox`, as ``RioReader.read`` does."""
+        missing = self._driver.nodata
+        # A stated value is taken out here, in one pass over the pixels where odc-loader takes four.
         cfg = cfg.patch(
-            src_nodata_override=self._driver.nodata,
+            src_nodata_override=None if missing is None else float("nan"),
             src_nodata_fallback=cfg.meta.nodata if cfg.meta else None,
         )
 
         def read(uri: str) -> Any:
             self._check_lattice(uri, cfg, dst_geobox)
             source = replace(self._src, uri=uri)
-            return RioReader(source, self._ctx).read(cfg, dst_geobox, **kwargs)
+            where, pixels = RioReader(source, self._ctx).read(cfg, dst_geobox, **kwargs)
+            if missing is not None:
+                np.copyto(pixels, np.nan, where=pixels == missing)
+            return where, pixels
 
         return self._driver.attempt(self._src.uri, read)
 
