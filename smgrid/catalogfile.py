@@ -14,14 +14,11 @@ from pyproj.exceptions import CRSError
 from smgrid.catalogtext import CATALOG_VERSION, CatalogText, SourceText
 from smgrid.errors import CatalogError
 from smgrid.schema import load_variables
-from smgrid.sourcespec import SourceSpec, StacQuery, is_url, match_files, resolve_loader
+from smgrid.sourcespec import SIGNED, SourceSpec, StacQuery, is_url, match_files, resolve_loader
 from smgrid.yamltext import Location, YamlText, check_model, read_yaml, suggest
 
 _ENVIRONMENT = re.compile(r"\$\{(\w+)\}")
 _SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY", re.IGNORECASE)
-_SIGNED = re.compile(
-    r"[?&](sig|signature|x-amz-[^=]+|x-goog-[^=]+|(access_)?token)=", re.IGNORECASE
-)
 _PASSWORD = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://[^/@]*:[^/@]*@")
 
 
@@ -187,7 +184,7 @@ def _refuse_secrets(
                 "credentials: of the source, whose loader takes it from the environment"
             )
             raise text.mistake(location, problem)
-    if _PASSWORD.match(value) or _SIGNED.search(value):
+    if _PASSWORD.match(value) or SIGNED.search(value):
         problem = (
             "a URL with a password or signature ends up in stores and logs; use credentials: "
             "instead"

@@ -15,6 +15,11 @@ from smgrid.errors import CatalogError, ConfigError, MissingDependencyError, Sou
 from smgrid.schema import Kind, load_variables
 from smgrid.yamltext import suggest
 
+SIGNED = re.compile(
+    r"[?&](sig|signature|x-amz-[^=]+|x-goog-[^=]+|awsaccesskeyid|(access_)?token)=", re.IGNORECASE
+)
+"""Finds a URL whose query lets through whoever has it."""
+
 _URL = re.compile(r"^(?:[A-Za-z][A-Za-z0-9+.-]*://|/vsi)")
 
 

@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from smgrid.catalogtext import Signing
-from smgrid.sources.retry import SIGNED, redact
+from smgrid.sources.retry import redact
 from smgrid.sources.signing import earthdata_headers
+from smgrid.sourcespec import SIGNED
 
 # By itself GDAL retries nothing and waits for ever. A server that is silent costs 20 s per request
 # and five requests per attempt at an asset.

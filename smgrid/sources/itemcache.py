@@ -35,7 +35,7 @@ import pandas as pd
 
 from smgrid.cache import cache_folder
 from smgrid.errors import ConfigError
-from smgrid.sources.retry import SIGNED
+from smgrid.sourcespec import SIGNED
 from smgrid.yamltext import suggest
 
 CACHE_MODE_VARIABLE = "SMGRID_SEARCH_CACHE"

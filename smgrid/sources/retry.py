@@ -26,11 +26,6 @@ PAUSES_VARIABLE = "SMGRID_RETRY_PAUSES"
 LONGEST_WAIT_S = 300.0
 """A server that asks for more than this [s] is asked again after this."""
 
-SIGNED = re.compile(
-    r"[?&](sig|signature|x-amz-[^=]+|x-goog-[^=]+|awsaccesskeyid|(access_)?token)=", re.IGNORECASE
-)
-"""Finds a URL whose query lets through whoever has it."""
-
 _log = logging.getLogger(__name__)
 
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})

@@ -306,6 +306,20 @@ def test_smap_urls_are_downloaded_when_read(file_server, cache):
     assert len(list(cache.rglob("*.tif"))) == 1
 
 
+def test_a_damaged_download_is_named_without_its_query_and_fetched_again(file_server):
+    file = file_server.folder / "labels" / smap_name("20220106")
+    write(file, [AM, PM], AROUND)
+    content = file.read_bytes()
+    file.write_bytes(b"no raster" * 20)
+    entry = smap_spec("", paths=(f"{file_server.url}/labels/{file.name}?api_key=SECRET",))
+    ds = load_source(entry, GRID, PERIOD)
+    with pytest.raises(SourceError, match=r"20220106\.tif cannot be read") as raised:
+        ds.compute(scheduler="synchronous")
+    assert "SECRET" not in str(raised.value)
+    file.write_bytes(content)
+    assert np.isfinite(ds[SMAP].compute(scheduler="synchronous")).all()
+
+
 # Pixels of 0.001 degree on multiples of it, as Planet delivers them.
 STEP = 0.001
 LEFT, TOP = 105.88, 20.16
