@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+from odc.geo.geobox import GeoBox
 from pyproj import Transformer
 
 from smgrid.grid import pixel_centres
+from smgrid.sources.bilinear import Sampling
 from smgrid.sources.grd import load_safe
+from smgrid.sources.orthorectify import _sample_heights
 from tests.safe_scene import Scene, ramps
 from tests.sources.grd_builders import (
     PERIOD,
@@ -209,3 +212,22 @@ def test_heights_above_the_geoid_are_lifted_to_the_ellipsoid(tmp_path):
     above = load_safe(grd_spec(tmp_path, scene, options=geoid), grid, PERIOD).compute()
     expected = scene.find(*pixel_centres(grid, "EPSG:4326"), 44.0)
     np.testing.assert_allclose(to_place(above, scene)[1], expected[1], atol=0.02)
+
+
+def test_a_part_that_needs_a_row_beyond_those_of_its_tile_has_heights():
+    """Both are bounded by sampled edges, so that a part may reach a row further than its tile."""
+    source = GeoBox.from_bbox((0, 0, 10, 10), "EPSG:32631", resolution=1)
+    tile = Sampling(source, source, (slice(4, 8), slice(0, 10)))
+    heights = np.arange(100.0, dtype="float32").reshape(10, 10)[tile.taken]
+    found = _sample_heights(tile, slice(0, 2), slice(0, 10), heights)
+    np.testing.assert_allclose(found, np.arange(40.0, 60.0).reshape(2, 10))
+
+    class Narrow(Sampling):
+        @property
+        def taken(self):
+            rows, columns = super().taken
+            return slice(rows.start + 3, rows.stop), columns
+
+    narrow = Narrow(source, source, tile.window)
+    found = _sample_heights(narrow, slice(1, 3), slice(0, 10), heights[3:])
+    assert np.isfinite(found).all()
