@@ -16,6 +16,7 @@ from smgrid.sources.options import take_choice, take_days
 from smgrid.windows import Period, composite_calendar
 
 _DAY = pd.Timedelta(1, "D")
+_STEP = pd.Timedelta(8, "D")  # at most, from one slot to the next
 
 SERIES_OPTIONS = ("fill", "fill_days", "bridge")
 """The options that `take_filling` and `finish_series` read."""
@@ -86,7 +87,9 @@ def finish_series(
     """
     if bridge := take_bridge(spec):
         observed = apply_bridge(observed, bridge)
-    filled = fill_gaps(observed, limit=filling.limit, method=filling.method)
+    filled = fill_gaps(
+        observed, limit=filling.limit, method=filling.method, ends=_slots_around(dates)
+    )
     variables = {"ndvi": filled, "ndvi_filled": filled_share(observed, filled, seen=seen)}
     if unknown := set(spec.provides) - set(variables):
         msg = f"{spec.origin}: {spec.loader} gives {', '.join(variables)}, not {min(unknown)}"
@@ -102,3 +105,10 @@ def finish_series(
     )
     ds = ds.chunk({"date": -1, "y": chunks, "x": chunks})
     return ds.assign_coords({"date": wanted, OBSERVED: ("date", wanted.isin(dates))})
+
+
+def _slots_around(dates: pd.Index) -> tuple[pd.Timestamp, pd.Timestamp]:
+    """Return the last slot before and the first one after these."""
+    first, last = dates.min(), dates.max()
+    earlier = composite_calendar(Period(first - _STEP, first - _DAY))
+    return earlier[-1], composite_calendar(Period(last + _DAY, last + _STEP))[0]

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 from smgrid.errors import SourceError
 from smgrid.sources.fill import fill_gaps, filled_share
+from smgrid.sources.series import _slots_around
 from smgrid.windows import composite_calendar
 
 nan = np.nan
+BEFORE = pd.Timestamp("2023-11-09")
 
 
 def series(values):
@@ -36,9 +38,20 @@ def test_a_gap_as_long_as_the_limit_is_filled_and_a_longer_one_not_at_all():
     np.testing.assert_array_equal(fill(values, 31), np.float32([0, nan, nan, nan, 0.4]))
 
 
-def test_ends_are_held_up_to_the_limit():
-    filled = fill([nan, nan, 0.3, 0.5, nan, nan, nan], 10)
-    np.testing.assert_allclose(filled, [nan, 0.3, 0.3, 0.5, 0.5, nan, nan], atol=1e-6)
+def test_an_end_is_held_while_its_gap_may_still_be_short_enough():
+    # 2023-11-17, -25, 12-03, -11, -19, -27, 2024-01-01: the slots around are 11-09 and 01-09.
+    values = [nan, nan, nan, 0.3, 0.5, nan, nan]
+    around = (pd.Timestamp("2023-11-09"), pd.Timestamp("2024-01-09"))
+
+    def held(limit, ends=around):
+        return fill_gaps(series(values), limit=limit, ends=ends).values.ravel()
+
+    np.testing.assert_array_equal(held(32), np.float32([0.3, 0.3, 0.3, 0.3, 0.5, 0.5, 0.5]))
+    np.testing.assert_array_equal(held(31), np.float32([nan, nan, nan, 0.3, 0.5, 0.5, 0.5]))
+    np.testing.assert_array_equal(held(20), np.float32([nan, nan, nan, 0.3, 0.5, nan, nan]))
+    # A record that has nothing outside of December: what is further away is not reached.
+    record = (pd.Timestamp("2023-12-03"), pd.Timestamp("2023-12-27"))
+    np.testing.assert_array_equal(held(8, record), np.float32([nan, nan, 0.3, 0.3, 0.5, 0.5, nan]))
 
 
 def test_nothing_to_fill_from():
@@ -51,7 +64,7 @@ def test_zero_limit_fills_nothing():
 
 def test_filled_share():
     original = series([0.1, nan, 0.3, nan, nan, nan])
-    filled = fill_gaps(original, limit=16)
+    filled = fill_gaps(original, limit=16, ends=(BEFORE, pd.Timestamp("2023-12-11")))
     share = filled_share(original, filled)
     np.testing.assert_array_equal(share.values.ravel(), np.float32([0, 1, 0, 1, 1, nan]))
     seen = series([0.25, nan, 1, nan, nan, nan])
@@ -94,10 +107,10 @@ def test_never_across_the_limit_and_observed_values_stay(data, limit, method):
         before, after = days[observed & (days < day)], days[observed & (days > day)]
         if method == "hold":
             assert day - before[-1] <= limit
-        elif len(before) and len(after):
-            assert after[0] - before[-1] <= limit
         else:
-            assert min(abs(days[observed] - day)) <= limit
+            begin = before[-1] if len(before) else days[0] - 1
+            end = after[0] if len(after) else days[-1] + 1
+            assert end - begin <= limit
 
 
 @settings(max_examples=40, deadline=None)
@@ -107,6 +120,28 @@ def test_what_is_held_does_not_change_when_later_dates_arrive(data, limit, known
     whole = fill_gaps(da, limit=limit, method="hold").values[:known]
     early = fill_gaps(da.isel(date=slice(known)), limit=limit, method="hold").values
     np.testing.assert_array_equal(early, whole)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    data=st.lists(st.none() | st.floats(-0.25, 1.0, width=32), min_size=30, max_size=60),
+    limit=st.integers(0, 60),
+    first=st.integers(0, 20),
+    length=st.integers(1, 12),
+    method=METHODS,
+)
+def test_a_window_of_a_longer_series_has_its_values(data, limit, first, length, method):
+    days = composite_calendar(("2023-01-01", "2024-12-31"))[: len(data)]
+    da = xr.DataArray(as_array(data)[:, None, None], dims=("date", "y", "x"), coords={"date": days})
+    wanted = days[first : first + length]
+    margin = pd.Timedelta(limit, "D")
+    cut = da.sel(date=slice(wanted[0] - margin, wanted[-1] + margin))
+    ends = _slots_around(cut.indexes["date"])
+    windowed = fill_gaps(cut, limit=limit, method=method, ends=ends)
+    whole = fill_gaps(da, limit=limit, method=method, ends=_slots_around(days))
+    np.testing.assert_array_equal(
+        windowed.sel(date=wanted).values.ravel(), whole.sel(date=wanted).values.ravel()
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -143,9 +178,9 @@ def reference(values, days, limit):
         if len(before) and len(after):
             if after.index[0] - before.index[-1] <= limit:
                 out[day] = np.interp(day, known.index, known.to_numpy())
-        elif len(before) and day - before.index[-1] <= limit:
+        elif len(before) and days[-1] + 1 - before.index[-1] <= limit:
             out[day] = before.iloc[-1]
-        elif len(after) and after.index[0] - day <= limit:
+        elif len(after) and after.index[0] - (days[0] - 1) <= limit:
             out[day] = after.iloc[0]
     return out.to_numpy()
 

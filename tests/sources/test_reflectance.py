@@ -238,7 +238,7 @@ def test_the_filled_share_of_a_cell_is_what_its_clearest_acquisition_did_not_see
         options={"mask": "sentinel2-scl", "fill_days": 8},
     )
     filled = load_source(entry, GRID, PERIOD)["ndvi_filled"]
-    np.testing.assert_allclose(filled[0], [[0.3, 1], [0.2, 0]], atol=1e-6)
+    np.testing.assert_allclose(filled[0], [[0.3, np.nan], [0.2, 0]], atol=1e-6)  # nothing before
     assert (filled[1] == 0).all()
     assert (filled[2] == 1).all()
     assert filled.dtype == "float32"

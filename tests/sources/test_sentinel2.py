@@ -179,7 +179,7 @@ def test_composites_are_medians_of_passes(tmp_path):
     items.append(scene(tmp_path, "2024-01-09T10:50", scl=9))
     found = ndvi(spec(tmp_path, items))
     np.testing.assert_allclose(found[:, 0, 0], [0.6, nan, nan], rtol=1e-6)
-    ds = load_source(spec(tmp_path, items, options={"fill_days": 8}), GRID, PERIOD)
+    ds = load_source(spec(tmp_path, items, options={"fill_days": 16}), GRID, PERIOD)
     assert ds["ndvi_filled"].values[:2, 0, 0].tolist() == [0, 1]
     assert ds["observed"].values.tolist() == [True, True, False]
     assert ds["ndvi"].attrs["composite_days"] == 8
