@@ -1,10 +1,12 @@
 """Whole files for formats that GDAL does not read by ranges: fetched once, complete or not at all.
 
 A file arrives under its name only when its length and kind are right, so that whatever stands in
-the cache can be read without asking again. Credentials are taken from the environment when a
-request is made; no message carries them, nor the query of a URL, which may be a signature.
+the cache can be read. Files that their providers replace are asked about again after a while, see
+`smgrid.sources.revalidation`. Credentials are taken from the environment when a request is made; no
+message carries them, nor the query of a URL, which may be a signature.
 """
 
+import filecmp
 import hashlib
 import logging
 import os
@@ -12,7 +14,8 @@ import re
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -27,6 +30,14 @@ from smgrid.catalog import is_url
 from smgrid.catalogtext import Signing
 from smgrid.errors import AssetError, SourceError
 from smgrid.sources.retry import asked_wait, redact, retry_pauses
+from smgrid.sources.revalidation import (
+    FILE_MODE_VARIABLE,
+    Note,
+    is_good,
+    keep_copy,
+    read_note,
+    write_note,
+)
 from smgrid.sources.signing import (
     EARTHDATA_VARIABLE,
     earthdata_headers,
@@ -49,9 +60,11 @@ _SIGNATURE = re.compile(
     r"|token|expires|policy|key-pair-id|awsaccesskeyid|googleaccessid)$",
     re.IGNORECASE,
 )
+# Hosts that this process gave up on and that have not answered since.
+_SILENT: set[str] = set()
 
 
-def fetch(href: str, *, sign: Signing, origin: str) -> Path:
+def fetch(href: str, *, sign: Signing, origin: str, max_age: timedelta | None = None) -> Path:
     """Return a file of the local disk: `href` itself, or its copy in the cache.
 
     Parameters
@@ -64,17 +77,32 @@ def fetch(href: str, *, sign: Signing, origin: str) -> Path:
         of Earthdata Login in the environment variable ``EARTHDATA_TOKEN``.
     origin
         Where the source was written, for messages.
+    max_age
+        How long a copy is good without asking the server; ``None`` (default) for good, which is
+        right for files whose name carries their version.
 
     Raises
     ------
     SourceError
         If the file cannot be had: it does not exist, access is refused, the server fails again
-        and again, what comes is not the file, or the cache cannot be written.
+        and again, what comes is not the file, or the cache cannot be written. Also if there is a
+        newer version that cannot be had: the older one stays in the cache.
+    ConfigError
+        If ``SMGRID_FILE_CACHE`` is not understood.
 
     Notes
     -----
     Several threads and processes may ask for one file: one of them downloads it and the others
     wait. A transfer that breaks off is resumed where the server allows it.
+
+    A copy that was last checked more than `max_age` ago is asked for on the condition that it has
+    changed (RFC 9110, 13.1): one request, and one transfer if it has. Where the server states
+    neither ETag nor Last-Modified, the file is transferred again, because another version can
+    have the same length. Where the check cannot be made, the copy is used, with a warning;
+    ``SMGRID_FILE_CACHE`` changes that, see `smgrid.sources.revalidation`.
+
+    A new version takes the name of the old one. Who has that one open goes on reading it; who
+    keeps the path to open it again must be ready to find another version there.
     """
     if not is_url(href):
         return Path(href)
@@ -82,19 +110,14 @@ def fetch(href: str, *, sign: Signing, origin: str) -> Path:
         msg = f"{redact(href)} cannot be fetched; {origin} needs local files or https URLs"
         raise SourceError(msg)
     path = cached_path(href)
-    if path.exists():
-        return path
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(f"{path.name}.lock")):
-            if not path.exists():
-                _download(_Transfer(href, sign, origin, path.with_name(f"{path.name}.part")), path)
-    except OSError as cause:
-        msg = (
-            f"{redact(href)} cannot be kept in {path.parent} ({cause.strerror or cause}); make "
-            "room there, or set SMGRID_CACHE to a folder that can be written"
-        )
-        raise SourceError(msg) from cause
+    if not is_good(path, max_age):
+        transfer = _Transfer(href, sign, origin, path)
+        try:
+            _bring(transfer, max_age)
+        except SourceError as failure:
+            if transfer.outdated:
+                raise
+            keep_copy(path, redact(href), failure)
     return path
 
 
@@ -116,13 +139,28 @@ def forget(path: str | os.PathLike[str]) -> None:
 
 @dataclass
 class _Transfer:
-    """One file on its way: what is asked for and what came so far."""
+    """One file on its way: what is asked for, what is there and what came so far."""
 
     href: str
     sign: Signing
     origin: str
-    part: Path
+    path: Path
+    known: Note = field(default_factory=Note)
+    """Of the copy that is there, if one is."""
+    note: Note = field(default_factory=Note)
+    """Of the version on its way, or of the copy once it is confirmed."""
     validator: str = ""
+    """Of what came so far."""
+    outdated: bool = False
+    """Whether the server said that it has another version than the copy."""
+
+    @property
+    def part(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.part")
+
+    @property
+    def host(self) -> str:
+        return urlsplit(self.href).netloc
 
     @property
     def received(self) -> int:
@@ -149,18 +187,42 @@ class _Headers(AuthBase):
         return r
 
 
-def _download(transfer: _Transfer, path: Path) -> None:
-    pauses = retry_pauses(_PAUSES)
+def _bring(transfer: _Transfer, max_age: timedelta | None) -> None:
+    """Download a file, or its newer version, unless another thread or process has done it."""
+    path = transfer.path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f"{path.name}.lock")):
+            if not is_good(path, max_age):
+                if path.exists():
+                    transfer.known = read_note(path)
+                _download(transfer)
+    except OSError as cause:
+        msg = (
+            f"{redact(transfer.href)} cannot be kept in {path.parent} ({cause.strerror or cause}); "
+            "make room there, or set SMGRID_CACHE to a folder that can be written"
+        )
+        raise SourceError(msg) from cause
+
+
+def _download(transfer: _Transfer) -> None:
+    # Who has a copy does not wait again and again for a host that is down.
+    patient = transfer.host not in _SILENT or not transfer.path.exists()
+    pauses = retry_pauses(_PAUSES) if patient else ()
     try:
         for attempt, pause in enumerate((*pauses, None), 1):
             try:
-                _receive(transfer)
-                _check_kind(transfer)
-                transfer.part.replace(path)
+                if _receive(transfer):
+                    _check_kind(transfer)
+                    _publish(transfer)
+                write_note(transfer.path, transfer.note)
+                _SILENT.discard(transfer.host)
                 return
             except _PassingError as failure:
                 reason, wait = str(failure), failure.wait
             if pause is None:
+                if not transfer.outdated:  # else it did answer
+                    _SILENT.add(transfer.host)
                 raise _given_up(transfer, reason, attempt)
             wait = max(wait, pause)
             name = redact(transfer.href)
@@ -173,31 +235,52 @@ def _download(transfer: _Transfer, path: Path) -> None:
         transfer.part.unlink(missing_ok=True)
 
 
-def _receive(transfer: _Transfer) -> None:
-    """Ask for what is missing of a file and write it behind what is there."""
+def _receive(transfer: _Transfer) -> bool:
+    """Write what is missing of a file behind what came; return False if the copy still holds."""
     url, auth = _authorise(transfer)
     start = transfer.received
-    headers = {"Accept-Encoding": "identity"}
+    conditions = {} if start else transfer.known.conditions
+    headers = {"Accept-Encoding": "identity", **conditions}
     if start:
         headers |= {"Range": f"bytes={start}-", "If-Range": transfer.validator}
     try:
         with requests.get(
             url, headers=headers, auth=auth, stream=True, timeout=_TIMEOUTS
         ) as answer:
+            if answer.status_code == 304 and conditions:
+                transfer.note = replace(transfer.known, checked=time.time())
+                return False
             _check_answer(transfer, answer, start, url)
-            start = start if answer.status_code == 206 else 0
-            expected = _total(answer)
-            _check_space(transfer, expected)
-            transfer.validator = _validator(answer)
-            with transfer.part.open("ab" if start else "wb") as file:
-                for block in answer.iter_content(_BLOCK):
-                    file.write(block)
-                size = file.tell()
+            if answer.status_code == 200:
+                transfer.note = Note.from_answer(answer)
+                # A server may state the version of the copy and send it nevertheless.
+                transfer.outdated = transfer.known.conditions not in ({}, transfer.note.conditions)
+            expected = _write(transfer, answer)
     except requests.RequestException as cause:
         _translate(transfer, cause)
+    size = transfer.part.stat().st_size
     if expected is not None and size != expected:
         msg = f"{size} of {expected} bytes came"
         raise _PassingError(msg)
+    return True
+
+
+def _write(transfer: _Transfer, answer: requests.Response) -> int | None:
+    """Write what an answer brings; return the bytes of the whole file, where they are stated."""
+    expected = _total(answer)
+    _check_space(transfer, expected)
+    transfer.validator = _validator(answer)
+    with transfer.part.open("ab" if answer.status_code == 206 else "wb") as file:
+        for block in answer.iter_content(_BLOCK):
+            file.write(block)
+    return expected
+
+
+def _publish(transfer: _Transfer) -> None:
+    """Give what came its name; a copy of the same content stays as it is, its times included."""
+    path = transfer.path
+    if not (path.exists() and filecmp.cmp(transfer.part, path, shallow=False)):
+        transfer.part.replace(path)
 
 
 def _authorise(transfer: _Transfer) -> tuple[str, AuthBase | None]:
@@ -231,7 +314,7 @@ def _check_answer(transfer: _Transfer, answer: requests.Response, start: int, ur
 
 def _check_kind(transfer: _Transfer) -> None:
     """Refuse what is a page of a server or no HDF5 file, whatever the headers said."""
-    name = transfer.part.name.removesuffix(".part").lower()
+    name = transfer.path.name.lower()
     with transfer.part.open("rb") as file:
         head = file.read(256).lstrip().lower()
     if head.startswith((b"<!doctype html", b"<html")) and not name.endswith((".html", ".htm")):
@@ -276,6 +359,8 @@ def _given_up(transfer: _Transfer, reason: str, attempts: int) -> AssetError:
 
 def _failure(transfer: _Transfer, text: str, reason: str, attempts: int = 1) -> AssetError:
     name = redact(transfer.href)
+    if transfer.path.exists():
+        text += f"; an older copy is in the cache: set {FILE_MODE_VARIABLE}=stale to use it"
     return AssetError(f"{name} {text}", asset=name, attempts=attempts, reason=reason)
 
 

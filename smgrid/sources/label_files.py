@@ -6,6 +6,7 @@ the lattice has them, and a file whose pixels lie elsewhere is an error, half a 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from smgrid.sources.download import fetch, forget
 from smgrid.sources.retry import redact
 from smgrid.sources.window import to_pixel
 
+# Providers reprocess labels under the same names.
+_MAX_AGE = timedelta(days=1)
 # Part of a pixel by which the corners of a file may miss the lattice: rounded corners do.
 _ALIGNED = 0.05
 
@@ -55,7 +58,7 @@ class LabelFiles:
 
     def open_box(self, path: str) -> GeoBox:
         """Return where the pixels of a file lie; SourceError if that is not known."""
-        local = fetch(path, sign=self.sign, origin=self.origin)
+        local = self._fetch(path)
         try:
             with rasterio.open(local) as file:
                 return self._box(file, redact(path))
@@ -73,7 +76,7 @@ class LabelFiles:
             If a value is not soil moisture.
         """
         mean = np.full(grid.shape.yx, np.nan, dtype="float32")
-        local, name = fetch(path, sign=self.sign, origin=self.origin), redact(path)
+        local, name = self._fetch(path), redact(path)
         try:
             with rasterio.open(local) as file:
                 needed = max(*bands, self.quality_band or 0, 0)
@@ -112,6 +115,9 @@ class LabelFiles:
             )
             raise SourceError(msg)
         return int(first[0]), int(first[1])
+
+    def _fetch(self, path: str) -> Path:
+        return fetch(path, sign=self.sign, origin=self.origin, max_age=_MAX_AGE)
 
     def _box(self, file: rasterio.DatasetReader, path: str) -> GeoBox:
         crs = self.crs or (file.crs and file.crs.to_string())

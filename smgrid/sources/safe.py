@@ -189,7 +189,8 @@ def read_xml(href: str, *, sign: Signing, origin: str) -> ElementTree.Element:
             archive, member = _split_zip(href)
             with zipfile.ZipFile(archive) as zipped, zipped.open(member) as file:
                 return ElementTree.parse(file).getroot()
-        path = fetch(href, sign=sign, origin=origin)
+        # A product that is processed again gets another name: what is fetched stays good.
+        path = fetch(href, sign=sign, origin=origin, max_age=None)
         try:
             return ElementTree.parse(path).getroot()
         except ElementTree.ParseError:

@@ -68,7 +68,8 @@ class RemoteFile:
         SourceError
             If the file cannot be fetched, is damaged, or is not of this product.
         """
-        path = fetch(self.href, sign=self.sign, origin=self.origin)
+        # A name carries its release: what is fetched stays good.
+        path = fetch(self.href, sign=self.sign, origin=self.origin, max_age=None)
         try:
             with h5py.File(path, "r") as file:
                 return read(file)

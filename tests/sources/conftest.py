@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 
@@ -55,3 +56,14 @@ def cache(tmp_path, monkeypatch):
     folder = tmp_path / "cache"
     monkeypatch.setenv("SMGRID_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture
+def later(monkeypatch):
+    """A function that lets a number of days pass since the test began."""
+    now = time.time
+
+    def go_on(days):
+        monkeypatch.setattr(time, "time", lambda: now() + days * 86400)
+
+    return go_on

@@ -3,8 +3,9 @@
 It runs as a process of its own. ``python file_server.py FOLDER`` prints its port.
 
 ``POST /_plan`` with ``{"faults": ["503", "429:2", "cut", ...], "password": "...", "redirect":
-"..."}`` says what the next requests for files get, one fault each, and who may read; ``GET /_log``
-lists what was asked for.
+"...", "validator": "etag"}`` says what the next requests for files get, one fault each, who may
+read, and what tells versions apart (``etag``, ``modified`` or ``none``); ``GET /_log`` lists what
+was asked for.
 """
 
 import base64
@@ -14,12 +15,14 @@ import struct
 import sys
 import time
 import zlib
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
 FOLDER = Path(sys.argv[1])
-PLAN = {"faults": [], "password": "", "redirect": ""}
+FRESH = {"faults": [], "password": "", "redirect": "", "validator": "etag"}
+PLAN = dict(FRESH)
 LOG = []
 PAGE = b"<!DOCTYPE html><html><body>Please log in</body></html>"
 
@@ -33,7 +36,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        PLAN.update({"faults": [], "password": "", "redirect": ""} | json.loads(body))
+        PLAN.update(FRESH | json.loads(body))
         LOG.clear()
         self.answer(200, b"")
 
@@ -44,7 +47,15 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/_log":
             return self.answer(200, json.dumps(LOG).encode())
         asked, authorised = self.headers.get("Range"), self.headers.get("Authorization")
-        LOG.append({"path": self.path, "range": asked, "authorization": authorised})
+        conditions = [self.headers.get(f"If-{name}") for name in ("None-Match", "Modified-Since")]
+        LOG.append(
+            {
+                "path": self.path,
+                "range": asked,
+                "authorization": authorised,
+                "conditions": conditions,
+            }
+        )
         if PLAN["redirect"]:
             return self.answer(302, b"", {"Location": PLAN["redirect"] + self.path})
         wanted = base64.b64encode(PLAN["password"].encode()).decode()
@@ -60,8 +71,16 @@ class Handler(BaseHTTPRequestHandler):
         if not path.is_file():
             return self.answer(404, b"")
         content = path.read_bytes()
+        if any(conditions) and conditions == self.version(content, path):
+            return self.answer(304, b"")
         same = self.headers.get("If-Range", etag(content)) == etag(content)
         return self.piece(content, asked) if asked and same else self.whole(content)
+
+    def version(self, content, path):
+        """Return the ETag and the time of change that are stated of a file."""
+        modified = formatdate(path.stat().st_mtime, usegmt=True)
+        kind = PLAN["validator"]
+        return [etag(content) * (kind == "etag") or None, modified * (kind == "modified") or None]
 
     def whole(self, content):
         self.answer(200, content)
@@ -112,7 +131,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, status, body, headers=None, *, length=None):
         self.send_response(status)
-        kind = {"ETag": etag(body)} if status == 200 else {}
+        path = FOLDER / urlsplit(self.path).path.lstrip("/")
+        tag, modified = self.version(body, path) if path.is_file() else (None, None)
+        kind = {"ETag": tag, "Last-Modified": modified} if status == 200 else {}
+        kind = {key: value for key, value in kind.items() if value}
         for key, value in {**kind, **(headers or {})}.items():
             self.send_header(key, value)
         self.send_header("Content-Length", str(len(body)))

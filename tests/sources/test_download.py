@@ -40,7 +40,9 @@ def get(href, sign="none"):
 
 
 def nothing_left(cache):
-    return [path.name for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    """Return the names of the files in the cache, without locks and notes."""
+    found = [path for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    return [path.name for path in found if not path.name.endswith(".checked.json")]
 
 
 def test_local_files_are_not_copied(tmp_path, cache):

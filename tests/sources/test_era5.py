@@ -1,6 +1,11 @@
 """Daily weather: hand-written days for each accumulation rule, units, nearest pixel, real files."""
 
+import os
+import pickle
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import dask
 import numpy as np
@@ -272,6 +277,79 @@ def test_a_remote_file_is_fetched(tmp_path, cache, file_server):
     path = write(file_server.folder / "w.nc", "t2m", hours("2024-02-28", 72), np.full(72, 280.0))
     np.testing.assert_array_equal(daily(spec(f"{file_server.url}/{path.name}")), 280)
     assert len(file_server.log()) == 1
+
+
+def packed(path, kelvin, offset, *, zipped=False):
+    """Write one temperature for three days in steps of 1/100 K from `offset`."""
+    path.unlink(missing_ok=True)
+    file = write(path.with_suffix(".nc"), "t2m", hours("2024-02-28", 72), np.full(72, kelvin))
+    with xr.open_dataset(file) as ds:
+        ds.load()
+    packing = {"dtype": "int16", "scale_factor": 0.01, "add_offset": offset, "_FillValue": -32768}
+    ds.to_netcdf(file, encoding={"t2m": packing})
+    if zipped:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.write(file, "t2m.nc")
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_preliminary_weather_that_is_replaced_is_seen(file_server, cache, later, zipped):
+    """And who began with the preliminary file finishes with it, whose packing is another."""
+    name = "months.zip" if zipped else "months.nc"
+    packed(file_server.folder / name, 280.0, 270.0, zipped=zipped)
+    entry = spec(f"{file_server.url}/{name}")
+    preliminary = load_source(entry, GRID, FEBRUARY)["t2m"]
+    packed(file_server.folder / name, 283.0, 300.0, zipped=zipped)
+    np.testing.assert_allclose(daily(entry), 280, rtol=1e-6)
+    assert len(file_server.log()) == 1
+    later(1.1)
+    np.testing.assert_allclose(daily(entry), 283, rtol=1e-6)
+    assert len(file_server.log()) == 2
+    script = "import pickle, sys; print(pickle.load(sys.stdin.buffer).values.mean())"
+    # In a process that has no file open yet.
+    found = subprocess.check_output([sys.executable, "-c", script], input=pickle.dumps(preliminary))
+    np.testing.assert_allclose(float(found), 280, rtol=1e-6)
+    assert len(list(cache.glob("unpacked/*"))) == 2
+
+
+def test_a_cache_without_hard_links_holds_copies(file_server, cache, monkeypatch):
+    def refuse(self, target):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    packed(file_server.folder / "copied.nc", 280.0, 270.0)
+    np.testing.assert_allclose(daily(spec(f"{file_server.url}/copied.nc")), 280, rtol=1e-6)
+
+
+def test_a_cache_that_cannot_hold_an_archive(tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("SMGRID_CACHE", str(tmp_path / "file"))
+    packed(tmp_path / "a.zip", 280.0, 270.0, zipped=True)
+    with pytest.raises(SourceError, match=r"a\.zip cannot be kept in .*set SMGRID_CACHE"):
+        load_source(spec(tmp_path / "a.zip"), GRID, FEBRUARY)
+
+
+def test_versions_that_nobody_uses_are_removed(file_server, cache, later):
+    folders = []
+
+    def use(kelvin, name="months.nc"):
+        packed(file_server.folder / name, kelvin, 270.0)
+        np.testing.assert_allclose(daily(spec(f"{file_server.url}/{name}")), kelvin, rtol=1e-6)
+        folders.extend(path for path in cache.glob("unpacked/*") if path not in folders)
+
+    use(275.0, "others.nc")
+    for days in range(3):
+        later(1.1 * days)
+        use(280.0 + days)
+    other, first, second, third = folders
+    now = third.stat().st_mtime
+    for folder, days in ((other, 60), (first, 31), (second, 26), (third, 60)):
+        os.utime(folder, (now - days * 86400,) * 2)
+    use(282.0)  # the third again
+    later(3.3)
+    use(283.0)
+    assert set(cache.glob("unpacked/*")) == {other, second, third, folders[-1]}
+    assert len(folders) == 5
 
 
 @pytest.mark.shared

@@ -306,6 +306,20 @@ def test_smap_urls_are_downloaded_when_read(file_server, cache):
     assert len(list(cache.rglob("*.tif"))) == 1
 
 
+def test_labels_that_are_processed_again_are_seen(file_server, cache, later):
+    file = file_server.folder / "labels" / smap_name("20220107")
+    write(file, [AM, PM], AROUND)
+    entry = smap_spec("", paths=(f"{file_server.url}/labels/{file.name}",))
+    before = load_source(entry, GRID, PERIOD)[SMAP].values
+    write(file, [AM / 2, PM], AROUND)
+    lazy = load_source(entry, GRID, PERIOD)[SMAP]
+    np.testing.assert_array_equal(lazy.values, before)
+    later(1.1)
+    np.testing.assert_allclose(lazy.values, before / 2)
+    np.testing.assert_allclose(load_source(entry, GRID, PERIOD)[SMAP].values, before / 2)
+    assert len(file_server.log()) == 2
+
+
 def test_a_damaged_download_is_named_without_its_query_and_fetched_again(file_server):
     file = file_server.folder / "labels" / smap_name("20220106")
     write(file, [AM, PM], AROUND)
