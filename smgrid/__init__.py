@@ -20,16 +20,25 @@ if TYPE_CHECKING:
     from smgrid.features.layout import FeatureLayout, get_layout
     from smgrid.grid import ease_grid, make_grid
     from smgrid.inference.predict import predict
+    from smgrid.metrics import Scores, score
     from smgrid.models.bundle import load_ensemble, save_ensemble
     from smgrid.models.ensemble import Ensemble, predict_samples
     from smgrid.simulate import simulate_world
     from smgrid.sources.bridge import fit_bridge
     from smgrid.sources.gaps import find_gaps
     from smgrid.sources.stations import open_stations
-    from smgrid.training.fit import FitPlan, fit
+    from smgrid.training.balance import balance_by_moisture
+    from smgrid.training.collocation import at_sites, collocate_labels
+    from smgrid.training.fit import finetune, fit, pretrain
     from smgrid.training.labels import station_labels
-    from smgrid.training.samples import Samples, collect_samples, split_by_block, stream_samples
-    from smgrid.validation.metrics import Scores, score
+    from smgrid.training.leakage import check_leakage, drop_leaks
+    from smgrid.training.plan import MSDA, FitPlan
+    from smgrid.training.published_table import read_published_csv, write_published_csv
+    from smgrid.training.samples import collect_samples, stream_samples
+    from smgrid.training.sites import merge_sites, select_sites
+    from smgrid.training.splits import Split, SplitReport, split_samples
+    from smgrid.training.table import Samples
+    from smgrid.training.tablestore import open_samples, write_samples
 
 _HOME = {
     "smgrid.catalog": ("open_catalog",),
@@ -48,10 +57,19 @@ _HOME = {
     "smgrid.sources.bridge": ("fit_bridge",),
     "smgrid.sources.gaps": ("find_gaps",),
     "smgrid.sources.stations": ("open_stations",),
-    "smgrid.training.fit": ("FitPlan", "fit"),
+    "smgrid.training.balance": ("balance_by_moisture",),
+    "smgrid.training.collocation": ("at_sites", "collocate_labels"),
+    "smgrid.training.fit": ("finetune", "fit", "pretrain"),
     "smgrid.training.labels": ("station_labels",),
-    "smgrid.training.samples": ("Samples", "collect_samples", "split_by_block", "stream_samples"),
-    "smgrid.validation.metrics": ("Scores", "score"),
+    "smgrid.training.leakage": ("check_leakage", "drop_leaks"),
+    "smgrid.training.plan": ("FitPlan", "MSDA"),
+    "smgrid.training.published_table": ("read_published_csv", "write_published_csv"),
+    "smgrid.training.samples": ("collect_samples", "stream_samples"),
+    "smgrid.training.sites": ("merge_sites", "select_sites"),
+    "smgrid.training.splits": ("Split", "SplitReport", "split_samples"),
+    "smgrid.training.table": ("Samples",),
+    "smgrid.training.tablestore": ("open_samples", "write_samples"),
+    "smgrid.metrics": ("Scores", "score"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -59,11 +77,20 @@ __all__ = [  # noqa: RUF022
     "FeatureLayout",
     "Ensemble",
     "FitPlan",
+    "MSDA",
     "Samples",
     "Scores",
+    "Split",
+    "SplitReport",
+    "at_sites",
+    "balance_by_moisture",
+    "check_leakage",
     "collect_samples",
+    "collocate_labels",
+    "drop_leaks",
     "ease_grid",
     "find_gaps",
+    "finetune",
     "fit",
     "fit_bridge",
     "get_layout",
@@ -72,23 +99,30 @@ __all__ = [  # noqa: RUF022
     "load_cube",
     "load_ensemble",
     "make_grid",
+    "merge_sites",
     "open_catalog",
     "open_cube",
     "open_icechunk",
     "open_map",
+    "open_samples",
     "open_stations",
     "predict",
     "predict_samples",
+    "pretrain",
+    "read_published_csv",
     "save_ensemble",
     "score",
+    "select_sites",
     "simulate_world",
-    "split_by_block",
+    "split_samples",
     "station_labels",
     "stream_samples",
     "update_cube",
     "verify",
     "write_cube",
     "write_icechunk",
+    "write_published_csv",
+    "write_samples",
 ]
 
 

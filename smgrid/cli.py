@@ -7,6 +7,8 @@ wrong, 4 a store cannot be written or read, 5 the model and the cube do not fit.
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
+from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -29,7 +31,7 @@ from smgrid.errors import ConfigError, SmgridError, StoreError
 if TYPE_CHECKING:  # heavy; a command imports what it needs, so that --help is quick
     from smgrid.cube.store import Progress as UnitProgress
     from smgrid.cube.store import WriteReport
-    from smgrid.training.fit import EpochEnd
+    from smgrid.training.loop import EpochEnd
 
 Convention = Literal["sigma0", "gamma0"]
 Window = Literal["causal", "published"]
@@ -81,6 +83,22 @@ class _Units:
         self._bar.update(task, completed=event.done, total=event.total)
 
 
+class _Epochs:
+    """Draws the epochs of a training job with its loss and its error on unseen places."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._task: TaskID | None = None
+
+    def __call__(self, event: "EpochEnd") -> None:
+        if self._task is None:
+            self._task = self._bar.add_task("training", total=event.epochs)
+        shown = {name: value for name, value in event.loss.items() if value}
+        terms = ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
+        text = f"training: {terms}; ubRMSE {event.ubrmse:.3f}"
+        self._bar.update(self._task, completed=event.epoch + 1, description=text)
+
+
 def _version(show: bool) -> None:
     if show:
         _out.print(__version__)
@@ -110,21 +128,13 @@ def demo(
     from smgrid.demo import run_demo
 
     with _bar() as bar:
-        members: dict[int, TaskID] = {}
-
-        def on_epoch(event: "EpochEnd") -> None:
-            if event.member not in members:
-                members[event.member] = bar.add_task(f"member {event.member + 1}", total=None)
-            text = f"member {event.member + 1}: RMSE {event.validation_rmse:.3f}"
-            bar.update(members[event.member], advance=1, description=text)
-
         report = run_demo(
             out,
             size_km=size_km,
             seed=seed,
             on_stage=lambda text: bar.console.print(f"- {text}"),
             progress=_Units(bar),
-            on_epoch=on_epoch,
+            on_epoch=_Epochs(bar),
         )
     _print_rows(report.table(), "Held-out months in the held-out half, against the truth")
     _out.print(
@@ -196,7 +206,7 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the ensemble to write.")],
     layout: Annotated[Layout, typer.Option(help="Named feature layout.")] = "smgrid-1",
     block: Annotated[
-        float, typer.Option(help="Edge of the squares that validate together, CRS units.")
+        float, typer.Option(help="Edge of the squares that validate together, m.")
     ] = 2000.0,
     seed: Annotated[int, typer.Option(help="Of the samples and the weights.")] = 0,
 ) -> None:
@@ -208,30 +218,36 @@ def train(
     from smgrid.features.layout import get_layout
     from smgrid.models.bundle import save_ensemble
     from smgrid.sources.stations import open_stations
-    from smgrid.training.fit import FitPlan, fit
+    from smgrid.training.fit import fit
     from smgrid.training.labels import station_labels
-    from smgrid.training.samples import collect_samples, split_by_block, stream_samples
+    from smgrid.training.plan import FitPlan
+    from smgrid.training.samples import collect_samples, stream_samples
+    from smgrid.training.splits import split_samples
 
     if out.exists():
         raise ConfigError(f"{out} exists already: choose another --out or remove it")
     cube, columns = open_cube(store), get_layout(layout)
     labels = station_labels(open_stations(stations), cube)
     samples = collect_samples(stream_samples(cube, labels, layout=columns, seed=seed))
-    training, validation = split_by_block(samples, size=block, seed=seed)
-    plan = FitPlan(seed=seed)
+    split = split_samples(
+        samples, by="block", block_km=block / 1000, coarse_km=None, share=(0.8, 0, 0.2), seed=seed
+    )
     with _bar() as bar:
-        task = bar.add_task("training", total=len(plan.members) * plan.epochs)
-
-        def on_epoch(event: "EpochEnd") -> None:
-            text = f"member {event.member + 1}: RMSE {event.validation_rmse:.3f}"
-            done = event.member * plan.epochs + event.epoch + 1
-            bar.update(task, completed=done, description=text)
-
-        ensemble = fit(training, validation, layout=columns, plan=plan, on_epoch=on_epoch)
+        ensemble = fit(
+            split.training,
+            split.test,
+            layout=columns,
+            plan=FitPlan(seed=seed),
+            on_epoch=_Epochs(bar),
+            card={"split": asdict(split.report)},
+        )
     save_ensemble(ensemble, out)
     _print_rows(
-        [{k: str(v) for k, v in m.items()} for m in ensemble.card["training"]["members"]],
-        f"{len(training)} samples to train, {len(validation)} on unseen places to stop; {out}",
+        [
+            {k: f"{m.get(k, nan):.3g}" for k in ("depth", "width", "epoch", "rmse", "ubrmse", "r")}
+            for m in ensemble.card["training"]["members"]
+        ],
+        f"{len(split.training)} samples to train, {len(split.test)} elsewhere to stop; {out}",
     )
 
 

@@ -23,18 +23,22 @@ from smgrid.errors import ConfigError, StoreError
 from smgrid.export.plot import plot_maps, plot_series
 from smgrid.features.layout import get_layout
 from smgrid.inference.predict import predict
+from smgrid.metrics import Scores, coverage, score
 from smgrid.models.bundle import load_ensemble, save_ensemble
 from smgrid.models.ensemble import Ensemble
 from smgrid.resample import nearest
 from smgrid.simulate import World, simulate_world
 from smgrid.sources.stations import open_stations
-from smgrid.training.fit import EpochEnd, FitPlan, fit
+from smgrid.training.fit import fit
 from smgrid.training.labels import station_labels
-from smgrid.training.samples import Samples, collect_samples, split_by_block, stream_samples
-from smgrid.validation.metrics import Scores, coverage, score
+from smgrid.training.loop import EpochEnd
+from smgrid.training.plan import FitPlan
+from smgrid.training.samples import collect_samples, stream_samples
+from smgrid.training.splits import split_samples
+from smgrid.training.table import Samples
 
-# Samples of one square of this size (m) train or validate together.
-BLOCK_SIZE = 2000.0
+# Samples of one square of this size [km] train or validate together.
+BLOCK_KM = 2.0
 
 # The world: two and a half years to learn from, and the half year from the wet end of winter into
 # the dry summer to map. Networks learn what rain does from the dates they see, so the archive is
@@ -191,12 +195,22 @@ def _trained(
     layout = get_layout("smgrid-1")
     past = _select(cube, split.train)
     labels = station_labels(open_stations(world.stations), past)
-    west = labels.where(labels["x"] < split.middle)
+    west = labels.assign(label=labels["label"].where(labels["x"] < split.middle))
     samples = collect_samples(stream_samples(past, west, layout=layout, seed=seed))
-    training, validation = split_by_block(samples, size=BLOCK_SIZE, seed=seed)
+    # Squares keep apart what is near; whole coarse cells would leave nothing to validate on.
+    parts = split_samples(
+        samples, by="block", block_km=BLOCK_KM, coarse_km=None, share=(0.8, 0, 0.2), seed=seed
+    )
     _save_means(samples, path.parent / "training_means.json")
     with _one_thread():
-        ensemble = fit(training, validation, layout=layout, plan=plan, on_epoch=on_epoch)
+        ensemble = fit(
+            parts.training,
+            parts.test,
+            layout=layout,
+            plan=plan,
+            on_epoch=on_epoch,
+            card={"split": asdict(parts.report)},
+        )
     save_ensemble(ensemble, path)
     return ensemble
 
@@ -226,7 +240,7 @@ def _one_thread() -> Iterator[None]:
 
 def _save_means(samples: Samples, path: Path) -> None:
     """Keep the training labels' overall and monthly means: the baselines know nothing else."""
-    months = pd.Series(samples.label).groupby(pd.DatetimeIndex(samples.time).month).mean()
+    months = pd.Series(samples.label.numpy()).groupby(pd.DatetimeIndex(samples.time).month).mean()
     means = {"all": float(samples.label.mean())} | {str(m): float(v) for m, v in months.items()}
     path.write_text(json.dumps(means))
 

@@ -14,7 +14,7 @@ import pytest
 
 from smgrid import demo
 from smgrid.cube.store import open_map
-from smgrid.training.fit import FitPlan
+from smgrid.training.plan import FitPlan
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -41,7 +41,7 @@ def folder(tmp_path_factory):
         patch.setattr(demo, "MONTHS", 15)
         patch.setattr(demo, "HELD_OUT_MONTHS", 3)
         patch.setattr(demo, "STATIONS", 20)
-        plan = FitPlan(members=((1, 8),), epochs=2)
+        plan = FitPlan(epochs=2)
         demo.run_demo(folder / "demo", size_km=3, plan=plan)
     shutil.copytree(ROOT / "pipelines", folder / "pipelines")
     return folder

@@ -8,7 +8,6 @@ the one-year window of every acquisition is computed. Nothing is read.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
-from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -142,9 +141,9 @@ def model_inputs(cube: Cube, layout: FeatureLayout, *, as_of: AsOf | None = None
     return ModelInputs(
         layout=layout,
         grid=grid,
-        pixels=MappingProxyType({k: v for k, v in found.items() if k not in series}),
-        series=MappingProxyType(series),
-        offsets=MappingProxyType({k: _offset(k, grid, v) for k, v in series.items()}),
+        pixels={k: v for k, v in found.items() if k not in series},
+        series=series,
+        offsets={k: _offset(k, grid, v) for k, v in series.items()},
         windows=windows,
         assumed=tuple(k for k, v in found.items() if v.attrs.get("assumed")),
     )

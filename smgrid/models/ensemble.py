@@ -77,7 +77,9 @@ class Ensemble:
         return digest.hexdigest()
 
 
-def predict_samples(ensemble: Ensemble, x: FloatArray, *, batch: int = 1024) -> FloatArray:
+def predict_samples(
+    ensemble: Ensemble, x: FloatArray | torch.Tensor, *, batch: int = 1024
+) -> FloatArray:
     """Predict every member on plain arrays.
 
     Parameters
@@ -99,6 +101,7 @@ def predict_samples(ensemble: Ensemble, x: FloatArray, *, batch: int = 1024) -> 
     LayoutError
         ``x`` does not have the layout's columns.
     """
+    x = np.asarray(x)
     if x.ndim != 2 or x.shape[1] != ensemble.layout.n_columns:
         raise LayoutError(
             f"expected (n, {ensemble.layout.n_columns}) columns of the layout "

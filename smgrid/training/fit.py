@@ -1,162 +1,86 @@
-"""Supervised training of a small ensemble: mean squared error, early stopping on unseen places.
+"""Training as plain functions: from random weights, on coarse labels, and adapted to fine scale.
 
-Few stations seen on few dates are little to learn from, so training leans on what is known of the
-problem: the newest steps of the series matter most, the series are scaled by their own spread,
-and a member is the running mean of its weights. Each member sees its own draw of places, so that
-the spread of the ensemble tells what the choice of places does.
+Each takes samples and a frozen plan and returns an ensemble whose card says what it was made from.
+With a folder the job can be interrupted at any moment: the same call goes on where it was.
 """
 
-from collections.abc import Callable, Iterator
-from copy import deepcopy
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, TypeAlias
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from os import PathLike
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+import xarray as xr
 
 from smgrid import __version__
 from smgrid.errors import ConfigError
 from smgrid.features.layout import FeatureLayout
+from smgrid.metrics import score
+from smgrid.models.bundle import load_ensemble, save_ensemble
 from smgrid.models.densesm import ConvBlock, DenseSM
 from smgrid.models.ensemble import Ensemble
-from smgrid.training.samples import Samples
+from smgrid.training.batches import Source
+from smgrid.training.facts import describe_source, input_statistics
+from smgrid.training.loop import Domains, EpochEnd, Job
+from smgrid.training.losses import automatic_beta, domain_loss, label_loss
+from smgrid.training.plan import (
+    ADAPTATION,
+    MSDA,
+    PRETRAINING,
+    PUBLISHED_SIZES,
+    SMALL_SIZES,
+    FitPlan,
+    Sizes,
+)
+from smgrid.training.run_folder import RunFolder
+from smgrid.training.samples import SampleStream
+from smgrid.training.table import Samples
 
-Places: TypeAlias = Literal["all", "drawn"]
+_ROWS = 8192  # that go through a network at once
+_BETA_SAMPLES = 16_384  # of a stream from which the weight of the domain term is found
 
-# A series that varies less than this share of its range is not stretched further.
-_LEAST_SPREAD = 1e-3
-
-
-@dataclass(frozen=True)
-class FitPlan:
-    """How an ensemble is trained; recorded in its card.
-
-    Attributes
-    ----------
-    members
-        (depth, width) of each network.
-    epochs
-        Passes over the training samples at most.
-    patience
-        Epochs without a better validation error before a member stops.
-    batch_size
-        Samples per step.
-    learning_rate, weight_decay
-        Of the AdamW optimiser; the rate falls to 0 along half a cosine.
-    dropout
-        Share of the activations of the series branch that a training step silences.
-    averaging
-        Share of the past that the running mean of the weights keeps at each step
-        (``torch.optim.swa_utils``); validation and the ensemble use the mean.
-    places
-        ``"drawn"``: each member trains on as many places as there are, drawn with replacement
-        (bagging: Breiman 1996, Mach. Learn. 24:123); ``"all"``: every member on all.
-    first_taps
-        Factors on the taps of the random kernels of the series branch before training, oldest
-        first. Edge replication lets the last tap carry the newest steps through every pooling.
-    seed
-        Of the initial weights, the draw of places, the order of samples and dropout; member ``i``
-        uses ``seed + i``.
-    """
-
-    members: tuple[tuple[int, int], ...] = ((1, 16), (1, 32), (2, 16), (2, 32), (3, 16))
-    epochs: int = 14
-    patience: int = 14
-    batch_size: int = 64
-    learning_rate: float = 4e-3
-    weight_decay: float = 0.1
-    dropout: float = 0.1
-    averaging: float = 0.99
-    places: Places = "drawn"
-    first_taps: tuple[float, float, float, float, float] = (0.0, 0.0, 0.0, 0.1, 2.0)
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class EpochEnd:
-    """Progress of a training run, told to a callback.
-
-    Attributes
-    ----------
-    member
-        Number of the network, from 0.
-    epoch
-        Number of the pass, from 0.
-    loss
-        Mean squared error of the pass, (m3 m-3)^2.
-    validation_rmse
-        On the samples kept apart, m3 m-3.
-    """
-
-    member: int
-    epoch: int
-    loss: float
-    validation_rmse: float
-
-
-@dataclass
-class _Best:
-    rmse: float = float("inf")
-    epoch: int = -1
-    state: dict[str, Any] = field(default_factory=dict)
-
-
-class _ScaledSeries(nn.Module):
-    """A network whose series branch is fed series of mean 0 and spread 1."""
-
-    mean: Tensor
-    spread: Tensor
-
-    def __init__(self, network: DenseSM, x: Tensor) -> None:
-        super().__init__()
-        self.network = network
-        _, series = network.split(x)
-        self.register_buffer("mean", series.mean(dim=(0, 2)))
-        self.register_buffer("spread", series.std(dim=(0, 2)).clamp(min=_LEAST_SPREAD))
-
-    def forward(self, x: Tensor) -> Tensor:
-        network = self.network
-        snapshot, series = network.split(x)
-        scaled = (series - self.mean[:, None]) / self.spread[:, None]
-        features = network.head(snapshot, series.mean(dim=2), network.conv_block(scaled))
-        return network.out(features).squeeze(1)  # type: ignore[no-any-return]
-
-    def plain(self) -> DenseSM:
-        """Return the network for series as they are, the scaling moved into its first kernels.
-
-        Exact, since padding replicates the edges of the series.
-        """
-        network = deepcopy(self.network)
-        first = network.conv_block.conv1
-        bias: Tensor = first.bias  # type: ignore[assignment]
-        with torch.no_grad():
-            first.weight /= self.spread[:, None]
-            bias -= first.weight.sum(dim=2) @ self.mean
-        return network.eval()
+OnEpoch = Callable[[EpochEnd], None]
 
 
 def fit(
-    training: Samples,
+    training: Source,
     validation: Samples,
     *,
     layout: FeatureLayout,
+    sizes: Sizes = SMALL_SIZES,
     plan: FitPlan | None = None,
-    on_epoch: Callable[[EpochEnd], None] | None = None,
+    out: str | PathLike[str] | None = None,
+    device: str = "cpu",
+    on_epoch: OnEpoch | None = None,
+    card: Mapping[str, Any] | None = None,
 ) -> Ensemble:
-    """Train an ensemble, each member kept as it was at its best validation error.
+    """Train an ensemble from random weights.
 
     Parameters
     ----------
-    training, validation
-        Samples of the layout; keep the places apart, see `split_by_block`.
+    training
+        Samples with labels, or a stream of them.
+    validation
+        Samples that decide when a member stops (or only watch, see the plan). Keep their places
+        apart from those of the training and of the test, see `split_samples`.
     layout
         The layout that the samples were made with.
+    sizes
+        Depth and width of each member.
     plan
-        Sizes and rates; the defaults suit some thousand samples of some dozen stations.
+        Rates and rules; the defaults suit some thousand samples of some dozen stations.
+    out
+        Folder in which the job can go on after an interruption, with its history and, at the end,
+        the ensemble. A job that is finished there is not run again.
+    device
+        ``"cpu"`` or ``"cuda"``.
     on_epoch
         Called after each pass.
+    card
+        What else the card of the ensemble should say, JSON-ready: data sources, the report of the
+        split, scores on the test.
 
     Returns
     -------
@@ -167,130 +91,304 @@ def fit(
     Raises
     ------
     ConfigError
-        Fewer than two training samples, no validation sample, or another layout's columns.
+        Fewer than two training samples, no validation sample, another layout's columns, or a folder
+        of another job.
     """
     plan = FitPlan() if plan is None else plan
-    _check(training, validation, layout)
-    members, card = [], []
-    for number, (depth, width) in enumerate(plan.members):
-        drawn = _drawn(training, plan, number)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(plan.seed + number)
-            scaled = _untrained(depth, width, drawn, plan)
-            best = _fit_member(scaled, drawn, validation, plan, number, on_epoch)
-        scaled.load_state_dict(best.state)
-        members.append((f"m{number + 1}_{depth}_{width}", scaled.plain()))
-        card.append({"depth": depth, "width": width, "epoch": best.epoch, "rmse": best.rmse})
-    facts = {
-        "method": "supervised, mean squared error",
+    _check({"training": training, "validation": validation}, layout)
+    networks = {
+        f"m{k + 1}_{size[0]}_{size[1]}": _untrained(size, plan, k, training, layout)
+        for k, size in enumerate(sizes)
+    }
+    return _train(
+        networks,
+        Domains(training),
+        validation,
+        start=None,
+        layout=layout,
+        plan=plan,
+        msda=None,
+        options=_Options(out, device, on_epoch, card),
+    )
+
+
+def pretrain(
+    coarse: Source,
+    validation: Samples,
+    *,
+    layout: FeatureLayout,
+    sizes: Sizes = PUBLISHED_SIZES,
+    plan: FitPlan = PRETRAINING,
+    out: str | PathLike[str] | None = None,
+    device: str = "cpu",
+    on_epoch: OnEpoch | None = None,
+    card: Mapping[str, Any] | None = None,
+) -> Ensemble:
+    """Train the published ensemble on coarse labels, as `fit` with its sizes and plan.
+
+    Parameters
+    ----------
+    coarse
+        Samples of coarse cells with their labels (SMAP), usually a stream.
+    validation, layout, sizes, plan, out, device, on_epoch, card
+        As for `fit`.
+    """
+    return fit(
+        coarse,
+        validation,
+        layout=layout,
+        sizes=sizes,
+        plan=plan,
+        out=out,
+        device=device,
+        on_epoch=on_epoch,
+        card=card,
+    )
+
+
+def finetune(
+    ensemble: Ensemble,
+    fine: Source,
+    *,
+    validation: Samples,
+    unlabelled: Source | None = None,
+    coarse: Source | None = None,
+    plan: FitPlan = ADAPTATION,
+    msda: MSDA | None = None,
+    out: str | PathLike[str] | None = None,
+    device: str = "cpu",
+    on_epoch: OnEpoch | None = None,
+    card: Mapping[str, Any] | None = None,
+) -> Ensemble:
+    """Adapt an ensemble to another scale or region.
+
+    With unlabelled samples this is multi-scale domain adaptation (Zhu et al. 2025, J. Hydrol.
+    657:133073): the labels of the fine scale, and those of the coarse one if they are given, are
+    learned while the features of labelled and unlabelled samples are drawn together. Without both
+    it is plain fine-tuning.
+
+    Parameters
+    ----------
+    ensemble
+        Where to start from; its layout is that of all samples.
+    fine
+        The labelled samples of the fine scale; an epoch is one pass over them.
+    validation
+        As for `fit`: neither training nor test.
+    unlabelled
+        Samples of the fine scale where the ensemble is to be used; their labels are not looked at.
+        Samples that a test uses may be among them (transductive adaptation) if that is reported.
+    coarse
+        Labelled samples of the coarse scale.
+    plan
+        Rates and rules.
+    msda
+        How the domains are joined; default: as published, where there are other domains.
+    out, device, on_epoch, card
+        As for `fit`.
+
+    Raises
+    ------
+    ConfigError
+        As for `fit`; also if ``msda`` is given without other samples, or needs what is missing.
+    """
+    domains = Domains(fine, unlabelled, coarse)
+    others = {name: source for name, source in domains.parts().items() if name != "fine"}
+    if msda is not None and not others:
+        raise ConfigError(
+            "domain adaptation needs unlabelled or coarse samples; give them, or leave msda out "
+            "for plain fine-tuning"
+        )
+    msda = MSDA() if msda is None and others else msda
+    _check({"fine": fine, "validation": validation, **others}, ensemble.layout)
+    return _train(
+        {name: copy.deepcopy(network) for name, network in ensemble.members},
+        domains,
+        validation,
+        start=ensemble,
+        layout=ensemble.layout,
+        plan=plan,
+        msda=msda,
+        options=_Options(out, device, on_epoch, card),
+    )
+
+
+def _train(
+    networks: Mapping[str, DenseSM],
+    domains: Domains,
+    validation: Samples,
+    *,
+    start: Ensemble | None,
+    layout: FeatureLayout,
+    plan: FitPlan,
+    msda: MSDA | None,
+    options: "_Options",
+) -> Ensemble:
+    facts: dict[str, Any] = {
+        "method": _METHODS[(start is not None, msda is not None)],
         "plan": asdict(plan),
-        "samples": {"training": len(training), "validation": len(validation)},
-        "members": card,
+        "adaptation": None if msda is None else asdict(msda),
+        "started_from": None if start is None else start.digest,
+        "samples": {
+            name: describe_source(source)
+            for name, source in {**domains.parts(), "validation": validation}.items()
+        },
         "smgrid_version": __version__,
         "torch_version": torch.__version__,
+        "device": options.device,
     }
-    return Ensemble(members=tuple(members), layout=layout, card={"training": facts})
+    identity = {**facts, "layout": layout.digest, "members": list(networks)}
+    folder = None if options.out is None else RunFolder(options.out, identity)
+    if folder is not None and folder.ensemble.exists():
+        return load_ensemble(folder.ensemble)
+    job = Job(
+        list(networks.values()),
+        domains,
+        validation,
+        plan=plan,
+        msda=msda,
+        betas=_betas(networks, domains, plan, msda),
+        device=options.device,
+    )
+    _run(job, folder, options.on_epoch)
+    members = tuple(zip(networks, job.networks(), strict=True))
+    facts["members"] = [
+        {**_scores(network, validation), **_at_best(job, number), "beta": _beta(job, number)}
+        for number, (_, network) in enumerate(members)
+    ]
+    facts["inputs"] = input_statistics(domains.fine, layout)
+    before = {} if start is None else {"before": start.card}
+    card = {**before, **(options.card or {}), "training": facts}
+    ensemble = Ensemble(members=members, layout=layout, card=card)
+    if folder is not None:
+        save_ensemble(ensemble, folder.ensemble)
+        folder.finish()
+    return ensemble
 
 
-def _check(training: Samples, validation: Samples, layout: FeatureLayout) -> None:
-    if len(training) < 2 or len(validation) < 1:
-        raise ConfigError(
-            f"training needs at least 2 samples and validation 1, got {len(training)} and "
-            f"{len(validation)}: add labels or split them differently"
+_METHODS = {
+    (False, False): "supervised, from random weights",
+    (True, False): "fine-tuned",
+    (True, True): "multi-scale domain adaptation",
+}
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What does not change the result."""
+
+    out: str | PathLike[str] | None
+    device: str
+    on_epoch: OnEpoch | None
+    card: Mapping[str, Any] | None
+
+
+def _run(job: Job, folder: RunFolder | None, on_epoch: OnEpoch | None) -> None:
+    if folder is None:
+        job.run(on_epoch=on_epoch)
+        return
+    folder.resume(job.state)
+
+    def note(end: EpochEnd) -> None:
+        folder.note(end)
+        if on_epoch is not None:
+            on_epoch(end)
+
+    job.run(on_epoch=note, save=folder.save)
+
+
+def _betas(
+    networks: Mapping[str, DenseSM], domains: Domains, plan: FitPlan, msda: MSDA | None
+) -> list[float] | None:
+    """Return the weight of the domain term for each member; ``None`` without the term."""
+    if msda is None or domains.unlabelled is None or msda.beta == 0:
+        return None
+    if msda.beta != "auto":
+        return [float(msda.beta)] * len(networks)
+    tables = []
+    for name in ("fine", "unlabelled"):
+        source = domains.parts()[name]
+        # Of a stream a first draw is enough: the rule averages over subsets anyway.
+        tables.append(source if isinstance(source, Samples) else source.first(_BETA_SAMPLES))
+    return [
+        automatic_beta(
+            network,
+            tables[0],
+            tables[1],
+            alpha=msda.alpha,
+            label_loss=label_loss(plan.label_loss, floor=plan.label_floor),
+            domain_loss=domain_loss(msda.domain_loss),
+            seed=plan.seed,
         )
-    for name, samples in (("training", training), ("validation", validation)):
-        if samples.features.shape[1] != layout.n_columns:
+        for network in networks.values()
+    ]
+
+
+def _check(sources: Mapping[str, Source], layout: FeatureLayout) -> None:
+    for name, source in sources.items():
+        least = 1 if name == "validation" else 2
+        if isinstance(source, SampleStream):
+            found = source.blocks.inputs.layout
+            if found != layout:
+                raise ConfigError(
+                    f"{name} is streamed in the layout {found.name!r}, expected {layout.name!r}"
+                )
+            continue
+        if len(source) < least:
             raise ConfigError(
-                f"{name} samples have {samples.features.shape[1]} columns, the layout "
-                f"{layout.name!r} has {layout.n_columns}: stream them with that layout"
+                f"{name} has {len(source)} samples, expected at least {least}: add labels or "
+                "split them differently"
+            )
+        n_columns = source.snapshot.shape[1] + source.series.shape[1] * source.series.shape[2]
+        if n_columns != layout.n_columns:
+            raise ConfigError(
+                f"{name} samples have {n_columns} columns, the layout {layout.name!r} has "
+                f"{layout.n_columns}: stream them with that layout"
+            )
+        if name != "unlabelled" and not bool(torch.isfinite(source.label).all()):
+            missing = int((~torch.isfinite(source.label)).sum())
+            raise ConfigError(
+                f"{missing} of {len(source)} {name} samples have no label; leave them out, or give "
+                "them as unlabelled"
             )
 
 
-def _drawn(samples: Samples, plan: FitPlan, number: int) -> Samples:
-    """Take the places that a member trains on; one drawn twice counts twice."""
-    if plan.places == "all":
-        return samples
-    unique, place = np.unique(np.stack([samples.x, samples.y]), axis=1, return_inverse=True)
-    count = unique.shape[1]
-    times = np.bincount(
-        np.random.default_rng(plan.seed + number).integers(0, count, count), minlength=count
-    )
-    return samples.take(np.repeat(np.arange(len(samples)), times[place.ravel()]))
-
-
-def _untrained(depth: int, width: int, samples: Samples, plan: FitPlan) -> _ScaledSeries:
+def _untrained(
+    size: tuple[int, int], plan: FitPlan, number: int, training: Source, layout: FeatureLayout
+) -> DenseSM:
     """Random weights that look at the newest steps, and predict the mean label at first."""
-    network = DenseSM(depth, width)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(plan.seed + number)
+        network = DenseSM(
+            *size,
+            n_snapshot=len(layout.snapshot),
+            n_series=len(layout.series),
+            n_steps=layout.steps,
+        )
     branch: ConvBlock = network.conv_block
-    branch.dropout.p = plan.dropout
     with torch.no_grad():
         for convolution in (branch.conv1, branch.conv2, branch.conv3):
             convolution.weight *= torch.tensor(plan.first_taps)
-        network.out.bias.fill_(float(samples.label.mean()))
-    return _ScaledSeries(network, torch.from_numpy(samples.features))
+        if isinstance(training, Samples):
+            network.out.bias.fill_(float(training.label.mean()))
+    return network
 
 
-def _fit_member(
-    network: _ScaledSeries,
-    training: Samples,
-    validation: Samples,
-    plan: FitPlan,
-    number: int,
-    on_epoch: Callable[[EpochEnd], None] | None,
-) -> _Best:
-    x, y = torch.from_numpy(training.features), torch.from_numpy(training.label)
-    vx, vy = torch.from_numpy(validation.features), torch.from_numpy(validation.label)
-    averaged = AveragedModel(
-        network, multi_avg_fn=get_ema_multi_avg_fn(plan.averaging), use_buffers=True
-    )
-    optimiser = torch.optim.AdamW(
-        network.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, plan.epochs)
-    best = _Best()
-    for epoch in range(plan.epochs):
-        loss = _one_pass(network, x, y, optimiser, averaged, plan.batch_size)
-        schedule.step()
-        rmse = _rmse(averaged, vx, vy)
-        if on_epoch is not None:
-            on_epoch(EpochEnd(number, epoch, loss, rmse))
-        if rmse < best.rmse:
-            best = _Best(rmse, epoch, deepcopy(averaged.module.state_dict()))
-        elif epoch - best.epoch >= plan.patience:
-            break
-    return best
-
-
-def _one_pass(
-    network: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    optimiser: torch.optim.Optimizer,
-    averaged: AveragedModel,
-    batch_size: int,
-) -> float:
-    network.train()
-    total = 0.0
-    for rows in _batches(len(y), batch_size):
-        optimiser.zero_grad()
-        loss = nn.functional.mse_loss(network(x[rows]), y[rows])
-        loss.backward()
-        optimiser.step()
-        averaged.update_parameters(network)
-        total += float(loss.detach()) * len(rows)
-    return total / len(y)
-
-
-def _batches(count: int, size: int) -> Iterator[Tensor]:
-    """Random batches; a single left-over row joins none, batch norm cannot train on it."""
-    order = torch.randperm(count)
-    for rows in order.split(size):
-        if len(rows) > 1:
-            yield rows
-
-
-def _rmse(network: nn.Module, x: Tensor, y: Tensor) -> float:
-    network.eval()
+def _scores(network: DenseSM, validation: Samples) -> dict[str, Any]:
     with torch.inference_mode():
-        parts = [network(rows) for rows in x.split(8192)]
-    return float(np.sqrt(float(((torch.cat(parts) - y) ** 2).mean())))
+        parts = [network(x) for x in validation.features.split(_ROWS)]
+    found = score(xr.DataArray(torch.cat(parts).numpy()), xr.DataArray(validation.label.numpy()))
+    numbers = {k: v for k, v in asdict(found).items() if k != "n" and np.isfinite(v)}
+    return {"depth": network.depth, "width": network.width, **numbers}
+
+
+def _at_best(job: Job, number: int) -> dict[str, Any]:
+    """Say which epoch a member was kept from."""
+    if job.plan.keep == "last":
+        return {"epoch": job.state.epoch - 1}
+    rmse, epoch, _ = job.state.best[number]
+    return {"epoch": epoch, "rmse": rmse}
+
+
+def _beta(job: Job, number: int) -> float | None:
+    return None if job.betas is None else job.betas[number]

@@ -1,3 +1,4 @@
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -6,54 +7,86 @@ import torch
 
 from smgrid.errors import ConfigError
 from smgrid.features.layout import get_layout
+from smgrid.models.densesm import DenseSM
 from smgrid.models.ensemble import predict_samples
 from smgrid.training import fit as fit_module
-from smgrid.training.fit import FitPlan, fit
-from smgrid.training.samples import Samples
+from smgrid.training.batches import Batch, Step
+from smgrid.training.fit import fit
+from smgrid.training.loop import Domains, Job
+from smgrid.training.plan import FitPlan
+from smgrid.training.step import Scaling, make_part
+from smgrid.training.table import make_samples
+from tests.training.tables import random_samples
 
 LAYOUT = get_layout("smgrid-1")
-PLAN = FitPlan(members=((1, 8), (2, 8)), epochs=25, batch_size=32)
+SIZES = ((1, 8), (2, 8))
+PLAN = FitPlan(epochs=25, batch_size=32)
+
+
+STILL = FitPlan(dropout=0.0, series="plain", average="none")
+
+
+def networks(count):
+    torch.manual_seed(5)
+    return [DenseSM(1, 8) for _ in range(count)]
+
+
+def gradient(job, samples):
+    """Gradient of the last layer after one step on all samples at once."""
+    rows = torch.arange(len(samples))
+    job.state.optimisers[0].param_groups[0]["lr"] = 0.0
+    job.state.optimisers[0].param_groups[0]["weight_decay"] = 0.0
+    job._one_step(Step(Batch(samples, rows), None, None), (0, 0, 0))
+    return job.state.stacks[0].out.weight.grad.clone()
 
 
 def table(n, seed):
     """A label that follows two columns, so that there is something to learn."""
     rng = np.random.default_rng(seed)
-    x = rng.random((n, LAYOUT.n_columns), dtype=np.float32)
-    label = 0.05 + 0.3 * x[:, 0] + 0.1 * x[:, 7]
-    place = rng.random(n)
-    return Samples(x, label.astype(np.float32), np.full(n, "2021-01-01", "M8[ns]"), place, place)
+    x = torch.from_numpy(rng.random((n, LAYOUT.n_columns), dtype=np.float32))
+    return make_samples(
+        x[:, :15],
+        x[:, 15:].reshape(n, 3, 46),
+        torch.arange(n),
+        label=0.05 + 0.3 * x[:, 0] + 0.1 * x[:, 7],
+        time="2021-01-01",
+        longitude=rng.random(n),
+    )
 
 
 def test_training_learns_and_keeps_the_best_epoch():
     events = []
     training, validation = table(600, 0), table(200, 1)
-    ensemble = fit(training, validation, layout=LAYOUT, plan=PLAN, on_epoch=events.append)
+    ensemble = fit(
+        training, validation, layout=LAYOUT, sizes=SIZES, plan=PLAN, on_epoch=events.append
+    )
     unseen = table(200, 2)
-    error = predict_samples(ensemble, unseen.features).mean(axis=0) - unseen.label
-    assert np.sqrt((error**2).mean()) < 0.5 * unseen.label.std()
+    error = predict_samples(ensemble, unseen.features).mean(axis=0) - unseen.label.numpy()
+    assert np.sqrt((error**2).mean()) < 0.5 * float(unseen.label.std())
     for number, member in enumerate(ensemble.card["training"]["members"]):
-        best = min(e.validation_rmse for e in events if e.member == number)
+        best = min(e.members[number]["rmse"] for e in events)
         assert member["rmse"] == best
-        rmse = predict_samples(ensemble, validation.features)[number] - validation.label
+        rmse = predict_samples(ensemble, validation.features)[number] - validation.label.numpy()
         assert np.sqrt((rmse**2).mean()) == pytest.approx(best, rel=1e-4)
 
 
 def test_same_seed_same_weights_and_the_global_generator_is_left_alone():
     torch.manual_seed(7)
     before = torch.random.get_rng_state()
-    plan = FitPlan(members=((1, 8),), epochs=2)
-    one, two = (fit(table(100, 0), table(50, 1), layout=LAYOUT, plan=plan) for _ in range(2))
+    one, two = (
+        fit(table(100, 0), table(50, 1), layout=LAYOUT, sizes=SIZES, plan=FitPlan(epochs=2))
+        for _ in range(2)
+    )
     assert one.digest == two.digest
     assert torch.equal(before, torch.random.get_rng_state())
 
 
 def test_early_stopping_stops():
     events = []
-    plan = FitPlan(
-        members=((1, 8),), epochs=50, patience=2, learning_rate=0.5, batch_size=64, averaging=0.0
-    )
-    fit(table(100, 0), table(50, 1), layout=LAYOUT, plan=plan, on_epoch=events.append)
-    best = min(events, key=lambda e: e.validation_rmse)
+    plan = FitPlan(epochs=50, patience=2, learning_rate=0.5, batch_size=64, averaging=0.0)
+    options = {"layout": LAYOUT, "sizes": ((1, 8),), "plan": plan}
+    fit(table(100, 0), table(50, 1), **options, on_epoch=events.append)
+    best = min(events, key=lambda e: e.members[0]["rmse"])
     assert len(events) < 50
     assert events[-1].epoch == best.epoch + 2
 
@@ -61,15 +94,16 @@ def test_early_stopping_stops():
 def newest_rain(n, seed):
     """A label that follows the last step of one series alone, and stations in few places."""
     samples = table(n, seed)
-    last = 0.05 + 0.3 * samples.features[:, -1]
     place = np.random.default_rng(seed).integers(0, 12, n).astype(float)
-    return replace(samples, label=last.astype(np.float32), x=place, y=place)
+    last = 0.05 + 0.3 * samples.series[:, -1, -1]
+    return replace(samples, label=last, longitude=place, latitude=place)
 
 
 def newest_share(plan):
     """Share of an untrained branch's response, in its last pooled features, to the last 4 steps."""
     torch.manual_seed(0)
-    branch = fit_module._untrained(1, 8, table(50, 0), plan).network.conv_block.eval()
+    network = fit_module._untrained((1, 8), plan, 0, table(50, 0), LAYOUT)
+    branch = network.conv_block.eval()
     series = torch.rand(20, 3, LAYOUT.steps, requires_grad=True)
     last = branch(series).reshape(20, 4, 3)[:, :, -1]
     (response,) = torch.autograd.grad(last.sum(), series)
@@ -84,51 +118,66 @@ def test_untrained_members_look_at_the_newest_steps():
 
 def test_untrained_members_predict_around_the_mean_label():
     samples = table(300, 0)
-    network = fit_module._untrained(1, 8, samples, FitPlan())
-    assert network.network.out.bias.item() == pytest.approx(samples.label.mean())
-    assert network.network.conv_block.dropout.p == FitPlan().dropout
+    network = fit_module._untrained((1, 8), FitPlan(), 0, samples, LAYOUT)
+    assert network.out.bias.item() == pytest.approx(float(samples.label.mean()))
 
 
 def test_the_scaling_of_the_series_moves_into_the_kernels_exactly():
     samples = table(300, 0)
-    samples.features[:, -LAYOUT.steps :] = 0.02 + 0.05 * samples.features[:, -LAYOUT.steps :]
-    torch.manual_seed(0)
-    scaled = fit_module._untrained(2, 8, samples, FitPlan()).eval()
-    x = torch.from_numpy(table(50, 1).features)
+    samples.series[:, -1] = 0.02 + 0.05 * samples.series[:, -1]
+    network = fit_module._untrained((2, 8), FitPlan(), 0, samples, LAYOUT).eval()
+    job = Job([copy.deepcopy(network)], Domains(samples), table(50, 1), plan=FitPlan())
+    job.state.averages[0].load_state_dict(job.state.stacks[0].state_dict())
+    (plain,) = job.networks()
+    some = table(50, 1)
+    rows = make_part(some, job.scaling, with_series=True)
+    stack = job.state.stacks[0]
     with torch.inference_mode():
-        torch.testing.assert_close(scaled.plain()(x), scaled(x), rtol=0, atol=2e-6)
-        series = scaled.network.split(torch.from_numpy(samples.features))[1]
-    runs = series.numpy().transpose(1, 0, 2).reshape(3, -1)
-    np.testing.assert_allclose(scaled.mean, runs.mean(axis=1), rtol=1e-4)
-    np.testing.assert_allclose(scaled.spread, runs.std(axis=1), rtol=1e-3)
+        learned = stack(rows.inputs, stack.series_features(rows.series)).prediction[0]
+        torch.testing.assert_close(plain(some.features), learned, rtol=0, atol=2e-6)
+    runs = samples.series.numpy().transpose(1, 0, 2).reshape(3, -1)
+    np.testing.assert_allclose(job.scaling.mean, runs.mean(axis=1), rtol=1e-4)
+    np.testing.assert_allclose(job.scaling.spread, runs.std(axis=1), rtol=1e-3)
 
 
-def test_each_member_draws_its_own_places(monkeypatch):
-    seen = []
-    real = fit_module._fit_member
+def test_the_scaling_counts_a_series_as_often_as_it_is_used():
+    samples = random_samples(60, 9)
+    shared = Scaling.of(samples)
+    runs = samples.series[samples.series_index].numpy().transpose(1, 0, 2).reshape(3, -1)
+    np.testing.assert_allclose(shared.mean, runs.mean(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(shared.spread, runs.std(axis=1), rtol=1e-5)
 
-    def noting(network, samples, *rest):
-        seen.append(samples)
-        return real(network, samples, *rest)
 
-    monkeypatch.setattr(fit_module, "_fit_member", noting)
-    training, plan = newest_rain(300, 0), FitPlan(members=((1, 8), (1, 8)), epochs=1)
-    fit(training, newest_rain(50, 1), layout=LAYOUT, plan=plan)
-    one, two = ({p: int((s.x == p).sum()) for p in range(12)} for s in seen)
-    there = {p: int((training.x == p).sum()) for p in range(12)}
-    assert one != two
+def test_each_member_draws_its_own_places():
+    training = newest_rain(300, 0)
+    job = Job(networks(2), Domains(training), newest_rain(50, 1), plan=FitPlan())
+    one, two = job.drawn[0].numpy()
+    assert (one != two).any()
     for drawn in (one, two):
-        times = [drawn[p] / there[p] for p in range(12)]
-        assert all(t == int(t) for t in times)  # a place comes whole, or not at all
-        assert sum(times) == 12
-    fit(training, newest_rain(50, 1), layout=LAYOUT, plan=replace(plan, places="all"))
-    assert seen[-1] is training
+        times = [set(drawn[training.longitude == p]) for p in range(12)]
+        assert all(len(t) == 1 for t in times)  # a place comes whole, or not at all
+        assert sum(t.pop() for t in times) == 12
+    every = Job(networks(2), Domains(training), table(50, 1), plan=FitPlan(places="all"))
+    assert every.drawn == [None]
+
+
+def test_a_place_that_was_not_drawn_is_not_learned_from():
+    """The weight of a place is in the loss: without it the gradient is that of the others."""
+    training = newest_rain(64, 0)
+    job = Job(networks(1), Domains(training), table(5, 1), plan=STILL)
+    only = training.longitude < 6
+    job.drawn = [torch.from_numpy(only.astype(np.float32))[None]]
+    weighted = gradient(job, training)
+    job.drawn = [None]
+    zeroed = replace(training, weight=torch.from_numpy(only.astype(np.float32)))
+    torch.testing.assert_close(weighted, gradient(job, zeroed))
+    assert not torch.allclose(weighted, gradient(job, training))
 
 
 def test_too_few_samples_or_another_layout_are_refused():
-    with pytest.raises(ConfigError, match="at least 2 samples"):
+    with pytest.raises(ConfigError, match="has 1 samples, expected at least 2"):
         fit(table(1, 0), table(5, 1), layout=LAYOUT)
     short = table(5, 0)
-    wrong = Samples(short.features[:, :100], short.label, short.time, short.x, short.y)
-    with pytest.raises(ConfigError, match="100 columns"):
+    wrong = replace(short, snapshot=short.snapshot[:, :10])
+    with pytest.raises(ConfigError, match="148 columns"):
         fit(wrong, short, layout=LAYOUT)

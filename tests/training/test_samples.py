@@ -1,14 +1,17 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import xarray as xr
+from torch.utils.data import DataLoader
 
+from smgrid.cube.store import open_cube, write_cube
 from smgrid.errors import ConfigError, NoDataError
 from smgrid.features.layout import get_layout
+from smgrid.grid import transform_points
 from smgrid.inference.predict import predict
 from smgrid.models.ensemble import predict_samples
-from smgrid.training.labels import station_labels
-from smgrid.training.samples import collect_samples, split_by_block, stream_samples
+from smgrid.training.samples import collect_samples, stream_samples
 from tests.cubes import make_cube
 from tests.inference.test_predict import ensemble  # noqa: F401  (a fixture)
 
@@ -24,8 +27,14 @@ def labelled(cube, share=1.0, seed=0):
     return data.chunk() if vv.chunks else data
 
 
+def places(samples):
+    """Pixel centres in the CRS of the cube; the grid has whole metres."""
+    x, y = transform_points(samples.longitude, samples.latitude, "EPSG:4326", "EPSG:32631")
+    return {"time": samples.time, "y": y.round(2), "x": x.round(2)}
+
+
 def keys(samples):
-    return sorted(zip(samples.time.tolist(), samples.y.tolist(), samples.x.tolist(), strict=True))
+    return sorted(zip(*(v.tolist() for v in places(samples).values()), strict=True))
 
 
 @pytest.mark.parametrize("chunks", [None, 4, 5, 13])
@@ -35,8 +44,8 @@ def test_every_labelled_pixel_comes_once_edges_included(chunks):
     samples = collect_samples(stream_samples(cube, labels, layout=LAYOUT, batch_size=50))
     expected = labels.to_series().dropna()
     assert len(samples) == len(expected)
-    times = [pd.Timestamp(t) for t in samples.time]
-    found = pd.Series(samples.label, index=pd.MultiIndex.from_arrays([times, samples.y, samples.x]))
+    index = pd.MultiIndex.from_arrays(list(places(samples).values()))
+    found = pd.Series(samples.label.numpy(), index=index)
     found.index.names = ["time", "y", "x"]
     pd.testing.assert_series_equal(
         found.sort_index(), expected.sort_index(), check_names=False, check_index_type=False
@@ -49,7 +58,7 @@ def test_features_are_those_that_prediction_uses(ensemble):  # noqa: F811
     samples = collect_samples(stream_samples(cube, labelled(cube), layout=LAYOUT))
     members = predict_samples(ensemble, samples.features)
     mapped = predict(cube, ensemble)["soil_moisture"].compute()
-    at = {d: xr.DataArray(getattr(samples, d), dims="sample") for d in ("time", "y", "x")}
+    at = {d: xr.DataArray(v, dims="sample") for d, v in places(samples).items()}
     np.testing.assert_allclose(members.mean(axis=0), mapped.sel(at), atol=1e-6)
 
 
@@ -79,7 +88,7 @@ def test_labels_out_of_range_and_incomplete_inputs_are_left_out():
     cube["base"]["clay"].values[5, 5] = np.nan
     samples = collect_samples(stream_samples(cube, labels, layout=LAYOUT))
     assert len(samples) == labels.size - 2 - 3
-    assert np.isfinite(samples.features).all()
+    assert torch.isfinite(samples.features).all()
 
 
 def test_labels_in_per_cent_or_of_another_shape_are_refused():
@@ -98,57 +107,93 @@ def test_an_empty_stream_says_why():
         collect_samples(stream_samples(cube, labels.assign_attrs(units="m3 m-3"), layout=LAYOUT))
 
 
-def test_split_by_block_keeps_squares_whole_and_covers_all():
-    cube = make_cube(chunks=5)
-    samples = collect_samples(stream_samples(cube, labelled(cube), layout=LAYOUT))
-    one, two = split_by_block(samples, size=500, share=0.3, seed=1)
-    assert len(one) + len(two) == len(samples)
-
-    def squares(part):
-        return set(zip((part.x // 500).tolist(), (part.y // 500).tolist(), strict=True))
-
-    assert not squares(one) & squares(two)
-    with pytest.raises(ConfigError, match="smaller size"):
-        split_by_block(samples, size=1e7)
-
-
-def make_stations(cube, *, where, values, shift=0.3):
-    """Stations ``shift`` pixels south-east of the centres of pixels (row, column)."""
-    from pyproj import Transformer
-
-    base = cube["base"].to_dataset()
-    days = pd.DatetimeIndex(base["time"].values).normalize().unique()
-    to_lonlat = Transformer.from_crs("EPSG:32631", "EPSG:4326", always_xy=True)
-    x = [base["x"].values[0] + 100 * (c + shift) for _, c in where]
-    y = [base["y"].values[0] - 100 * (r + shift) for r, _ in where]
-    lon, lat = to_lonlat.transform(x, y)
-    return xr.Dataset(
-        {"soil_moisture": (("station", "time"), np.float32(values))},
-        coords={
-            "station": [f"s{i}" for i in range(len(where))],
-            "longitude": ("station", lon),
-            "latitude": ("station", lat),
-            "time": days,
-        },
+def same(one, other):
+    return all(
+        torch.equal(a.features, b.features)
+        and torch.equal(a.label, b.label)
+        and keys(a) == keys(b)
+        and (a.time == b.time).all()
+        for a, b in zip(one, other, strict=True)
     )
 
 
-@pytest.mark.parametrize("shift", [-0.45, 0.45])
-@pytest.mark.parametrize("chunks", [None, 4])
-def test_stations_fall_in_the_pixels_that_contain_them(chunks, shift):
-    cube = make_cube(chunks=chunks)
-    where = [(0, 0), (12, 16), (4, 7), (4, 7), (40, 3)]
-    values = [[0.1, 0.2], [0.3, np.nan], [0.2, 0.2], [0.4, np.nan], [0.5, 0.5]]
-    stations = make_stations(cube, where=where, values=values, shift=shift)
-    labels = station_labels(stations, cube).compute()
-    assert int(labels.notnull().sum()) == 3 + 2 + 3  # two acquisitions on the first day
-    assert labels[0, 0, 0] == labels[1, 0, 0] == np.float32(0.1)
-    assert labels[2, 0, 0] == np.float32(0.2)
-    np.testing.assert_allclose(labels[:, 4, 7], [0.3, 0.3, 0.2], rtol=1e-6)
-    assert np.isnan(labels[2, 12, 16])
+def test_worker_processes_make_the_same_stream(tmp_path):
+    cube = make_cube(chunks=5)
+    write_cube(cube, tmp_path / "cube.zarr", shard=5)
+    options = {"layout": LAYOUT, "batch_size": 64, "buffer": 200, "share": 0.6}
+    cube = open_cube(tmp_path / "cube.zarr")
+    stream = stream_samples(cube, labelled(cube), **options)
+    alone, helped = list(stream), list(stream_samples(cube, labelled(cube), **options, workers=2))
+    assert len(alone) > 2
+    assert same(alone, helped)
+    # The same through a loader of the user, whose workers share the blocks among them.
+    shared = list(
+        DataLoader(stream, batch_size=None, num_workers=2, multiprocessing_context="spawn")
+    )
+    assert keys(collect_samples(shared)) == keys(collect_samples(alone))
 
 
-def test_stations_elsewhere_are_an_error_that_counts_them():
+def test_another_epoch_has_the_same_samples_in_another_order():
+    cube = make_cube(chunks=5)
+    stream = stream_samples(cube, labelled(cube), layout=LAYOUT, batch_size=64, buffer=200)
+    first, second = list(stream), list(stream.epoch(1))
+    assert same(first, list(stream))
+    assert not torch.equal(first[0].label, second[0].label)
+    assert keys(collect_samples(first)) == keys(collect_samples(second))
+
+
+def test_a_share_of_the_pixels_is_drawn_anew_in_every_epoch():
+    cube = make_cube(chunks=5)
+    stream = stream_samples(cube, labelled(cube), layout=LAYOUT, share=0.3)
+    drawn = [set(keys(collect_samples(stream.epoch(k)))) for k in range(3)]
+    total = 3 * 13 * 17
+    assert all(0.2 * total < len(d) < 0.4 * total for d in drawn)
+    assert drawn[0] != drawn[1] != drawn[2]
+    assert drawn[0] == set(keys(collect_samples(stream)))
+
+
+def test_samples_without_labels():
+    cube = make_cube(chunks=5)
+    samples = collect_samples(stream_samples(cube, None, layout=LAYOUT))
+    assert len(samples) == 3 * 13 * 17
+    assert torch.isnan(samples.label).all()
+    assert (samples.weight == 1).all()
+
+
+def test_lag_and_station_come_with_the_labels():
+    cube = make_cube(chunks=5)
+    vv = cube["base"].to_dataset()["vv"]
+    code = np.full(vv.shape[1:], -1, np.int32)
+    code[3, 4], code[12, 16] = 0, 1
+    labels = xr.Dataset(
+        {
+            "label": labelled(cube),
+            "lag": ("time", np.float32([1, -2, np.nan])),
+            "station": (("y", "x"), code, {"stations": ["a", "b"], "networks": ["n", "m"]}),
+        }
+    )
+    samples = collect_samples(stream_samples(cube, labels, layout=LAYOUT))
+    assert sorted(set(zip(samples.station, samples.network, strict=True))) == [
+        ("", ""),
+        ("a", "n"),
+        ("b", "m"),
+    ]
+    one = samples.take(samples.station == "a")
+    assert places(one)["x"].tolist() == [float(vv["x"][4])] * 3
+    assert places(one)["y"].tolist() == [float(vv["y"][3])] * 3
+    order = np.argsort(one.time)
+    np.testing.assert_array_equal(one.lag[order], np.float32([1, -2, np.nan]))
+
+
+def test_memory_is_that_of_the_buffer_not_of_the_stream():
+    """What a batch refers to stays small, however many blocks went by."""
+    cube = make_cube(chunks=5, shape=(30, 30))
+    for batch in stream_samples(cube, labelled(cube), layout=LAYOUT, batch_size=16, buffer=64):
+        assert len(batch.series) <= 64 + 25 + 16
+
+
+def test_numbers_that_make_no_sense():
     cube = make_cube()
-    with pytest.raises(NoDataError, match="0 of 1 stations lie in the grid"):
-        station_labels(make_stations(cube, where=[(500, 500)], values=[[0.1, 0.1]]), cube)
+    for options in ({"batch_size": 0}, {"share": 0.0}, {"workers": -1}, {"buffer": 0}):
+        with pytest.raises(ConfigError, match="expected at least 1"):
+            stream_samples(cube, None, layout=LAYOUT, **options)

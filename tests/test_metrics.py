@@ -3,7 +3,7 @@ import pytest
 import xarray as xr
 
 from smgrid.errors import NoDataError
-from smgrid.validation.metrics import coverage, score
+from smgrid.metrics import coverage, score
 
 
 def line(values):

@@ -1,0 +1,414 @@
+"""The loop over epochs: steps, running means of the weights, validation, early stopping.
+
+All members of an ensemble are trained as one job with one pass over the data. Everything that is
+drawn follows from the seed and the numbers of epoch, step and member, so that a job which goes on
+from what it saved ends with the weights of one that was never interrupted.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from smgrid.errors import ConfigError
+from smgrid.metrics import Scores, score
+from smgrid.models.densesm import DenseSM
+from smgrid.training.batches import Batch, Source, Step, epoch_steps
+from smgrid.training.branch import steps_first
+from smgrid.training.losses import LossTerms
+from smgrid.training.plan import MSDA, FitPlan
+from smgrid.training.stack import MemberStack, stack_by_width
+from smgrid.training.step import Objective, Part, Scaling, make_part, places_weight, take_step
+from smgrid.training.table import Samples
+
+# Rows of the validation samples that go through the members at once.
+_ROWS = 2048
+
+
+@dataclass(frozen=True)
+class Domains:
+    """What a job learns from."""
+
+    fine: Source
+    """With labels."""
+    unlabelled: Source | None = None
+    coarse: Source | None = None
+    """With labels."""
+
+    def parts(self) -> dict[str, Source]:
+        """Return those that are there by name."""
+        named = {"fine": self.fine, "unlabelled": self.unlabelled, "coarse": self.coarse}
+        return {name: source for name, source in named.items() if source is not None}
+
+
+@dataclass(frozen=True)
+class EpochEnd:
+    """Progress of a training job, told to a callback and kept in its history.
+
+    Attributes
+    ----------
+    epoch
+        Number of the pass, from 0.
+    epochs
+        Passes at most.
+    loss
+        Mean over steps and members of each term of the loss by name.
+    members
+        Of each member its loss terms and its scores on the validation samples.
+    """
+
+    epoch: int
+    epochs: int
+    loss: Mapping[str, float]
+    members: tuple[Mapping[str, float], ...]
+
+    @property
+    def ubrmse(self) -> float:
+        """Mean over the members of the unbiased error on the validation samples, m3 m-3."""
+        return float(np.mean([member["ubrmse"] for member in self.members]))
+
+
+@dataclass
+class State:
+    """Everything that the next epoch depends on."""
+
+    stacks: list[MemberStack]
+    averages: list[MemberStack]
+    """What the ensemble and validation use; the stacks themselves if nothing is averaged."""
+    optimisers: list[torch.optim.Optimizer]
+    epoch: int = 0
+    """The next one."""
+    averaged: int = 0
+    """How many weights went into the running means."""
+    best: dict[int, Any] = field(default_factory=dict)
+    """Validation RMSE, epoch and weights of each member at its best, by its number."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what is saved."""
+        same = self.averages is self.stacks
+        return {
+            "stacks": [stack.state_dict() for stack in self.stacks],
+            "averages": None if same else [stack.state_dict() for stack in self.averages],
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            "epoch": self.epoch,
+            "averaged": self.averaged,
+            "best": self.best,
+        }
+
+    def load(self, saved: Mapping[str, Any]) -> None:
+        """Take over what was saved."""
+        for name in ("stacks", "averages", "optimisers"):
+            for part, state in zip(getattr(self, name), saved[name] or (), strict=False):
+                part.load_state_dict(state)
+        self.epoch, self.averaged = saved["epoch"], saved["averaged"]
+        self.best = saved["best"]
+
+
+class Job:
+    """Members of an ensemble in training, all of them or some by their numbers."""
+
+    def __init__(
+        self,
+        networks: Sequence[DenseSM],
+        domains: Domains,
+        validation: Samples,
+        *,
+        plan: FitPlan,
+        msda: MSDA | None = None,
+        betas: Sequence[float] | None = None,
+        numbers: Sequence[int] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.plan, self.msda = plan, msda
+        self.device = torch.device(device)
+        # Tables are moved once, streams batch by batch.
+        moved = {
+            name: source.to(self.device) if isinstance(source, Samples) else source
+            for name, source in domains.parts().items()
+        }
+        self.domains, self.validation = Domains(**moved), validation
+        self.numbers = list(range(len(networks)) if numbers is None else numbers)
+        self.betas = None if betas is None else dict(zip(self.numbers, betas, strict=True))
+        for network in networks:
+            network.conv_block.dropout.p = plan.dropout
+        self.scaling = _scaling(domains.fine, networks[0].n_series, plan).to(self.device)
+        stacks = [stack.to(self.device) for stack in stack_by_width(networks, numbers=self.numbers)]
+        averages = stacks if plan.average == "none" else copy.deepcopy(stacks)
+        self.state = State(stacks, averages, [_optimiser(stack, plan) for stack in stacks])
+        self.drawn = [_draw_places(self.domains.fine, plan, stack.numbers) for stack in stacks]
+        self.cached = self._run_frozen_branches()
+
+    def run(
+        self,
+        *,
+        on_epoch: Callable[[EpochEnd], None] | None = None,
+        save: Callable[[State], None] | None = None,
+    ) -> None:
+        """Train until the plan ends it; ``save`` is called with the state after each epoch."""
+        state = self.state
+        with _precision(self.plan):
+            while state.epoch < self.plan.epochs and not self._is_over():
+                end = self._one_epoch(state.epoch)
+                state.epoch += 1
+                if on_epoch is not None:
+                    on_epoch(end)
+                if save is not None:
+                    save(state)
+
+    def networks(self) -> list[DenseSM]:
+        """Return the members as the plan keeps them, for series as they are."""
+        found: dict[int, DenseSM] = {}
+        for stack in self.state.averages:
+            for number, network in zip(sorted(stack.numbers), stack.networks(), strict=True):
+                if self.plan.keep == "best" and number in self.state.best:
+                    network.load_state_dict(self.state.best[number][2])
+                found[number] = _for_plain_series(network, self.scaling)
+        return [found[number] for number in self.numbers]
+
+    def _is_over(self) -> bool:
+        """Whether no member has become better for as long as the plan waits."""
+        best, now = self.state.best, self.state.epoch
+        waited = [now - 1 - epoch for _, epoch, _ in best.values()]
+        return bool(waited) and min(waited) >= self.plan.patience
+
+    def _one_epoch(self, epoch: int) -> EpochEnd:
+        self._set_learning_rate(epoch)
+        sums: dict[int, Any] = {}
+        count = 0
+        msda = self.msda or MSDA()
+        for number, step in enumerate(
+            epoch_steps(
+                self.domains.fine,
+                unlabelled=self.domains.unlabelled,
+                coarse=self.domains.coarse,
+                batch_size=self.plan.batch_size,
+                ratio=msda.ratio,
+                seed=self.plan.seed,
+                epoch=epoch,
+            )
+        ):
+            for member, terms in self._one_step(step, (self.plan.seed, epoch, number)).items():
+                sums[member] = sums.get(member, 0) + terms
+            count += 1
+        if not count:
+            raise ConfigError("there is no batch of at least 2 samples with labels; add labels")
+        if self.plan.average == "epochs":
+            self._fold_epoch(epoch)
+        return self._end(epoch, {member: terms / count for member, terms in sums.items()})
+
+    def _one_step(self, step: Step, seed: tuple[int, int, int]) -> dict[int, Tensor]:
+        step = Step(*(None if b is None else self._on_device(b) for b in step))  # type: ignore[arg-type]
+        frozen = self.plan.frozen == "series"
+        shared = {
+            name: make_part(batch.samples, self.scaling, with_series=not frozen)
+            for name, batch in step._asdict().items()
+            if batch is not None
+        }
+        found: dict[int, Tensor] = {}
+        for place, (stack, optimiser) in enumerate(
+            zip(self.state.stacks, self.state.optimisers, strict=True)
+        ):
+            parts = self._with_features(place, step, shared) if frozen else shared
+            optimiser.zero_grad(set_to_none=True)
+            terms = take_step(
+                stack,
+                step,
+                parts,
+                Objective(self.plan, self.msda, self._beta(stack)),
+                weight=places_weight(step.fine, self.drawn[place]),
+                seed=seed,
+            )
+            optimiser.step()
+            if self.plan.average == "exponential":
+                self._fold(place, 1 - self.plan.averaging if self.state.averaged else 1.0)
+            found |= dict(zip(stack.numbers, _as_rows(terms), strict=True))
+        self.state.averaged += self.plan.average == "exponential"
+        return found
+
+    def _on_device(self, batch: Batch) -> Batch:
+        return Batch(batch.samples.to(self.device), batch.rows)
+
+    def _run_frozen_branches(self) -> list[dict[str, Tensor]]:
+        """Run the series of tables through branches that stay as they are: (members, 12, m)."""
+        if self.plan.frozen != "series":
+            return []
+        return [
+            {
+                name: self._features(stack, source.series)
+                for name, source in self.domains.parts().items()
+                if isinstance(source, Samples)
+            }
+            for stack in self.state.stacks
+        ]
+
+    def _features(self, stack: MemberStack, series: Tensor) -> Tensor:
+        scaled = (series - self.scaling.mean[:, None]) / self.scaling.spread[:, None]
+        with torch.no_grad():
+            parts = [
+                stack.series_features(steps_first(rows.to(self.device)))
+                for rows in scaled.split(_ROWS)
+            ]
+        return torch.cat(parts, dim=2)
+
+    def _with_features(self, place: int, step: Step, shared: Mapping[str, Part]) -> dict[str, Part]:
+        stack, known = self.state.stacks[place], self.cached[place]
+        parts = {}
+        for name, batch in step._asdict().items():
+            if batch is None:
+                continue
+            samples = batch.samples
+            features = known.get(name)
+            if features is None:
+                samples = samples.compact()
+                features = self._features(stack, samples.series)
+            index = samples.series_index.to(features.device)
+            parts[name] = shared[name]._replace(features=features[:, :, index])
+        return parts
+
+    def _beta(self, stack: MemberStack) -> Tensor | None:
+        if self.betas is None:
+            return None
+        return torch.tensor([self.betas[number] for number in stack.numbers], device=self.device)
+
+    def _set_learning_rate(self, epoch: int) -> None:
+        rate = self.plan.learning_rate
+        if self.plan.schedule == "cosine":
+            rate *= (1 + math.cos(math.pi * epoch / self.plan.epochs)) / 2
+        for optimiser in self.state.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+
+    def _fold_epoch(self, epoch: int) -> None:
+        """Take the weights at the end of an epoch into their plain mean."""
+        first = epoch <= self.plan.average_from
+        self.state.averaged = 1 if first else self.state.averaged + 1
+        for place in range(len(self.state.stacks)):
+            self._fold(place, 1 / self.state.averaged)
+
+    @torch.no_grad()
+    def _fold(self, place: int, share: float) -> None:
+        """Move the running mean of weights and statistics towards the present ones."""
+        mean, now = self.state.averages[place], self.state.stacks[place]
+        pairs = [
+            *zip(mean.parameters(), now.parameters(), strict=True),
+            *zip(mean.buffers(), now.buffers(), strict=True),
+        ]
+        floating = [(m, n) for m, n in pairs if m.is_floating_point()]
+        torch._foreach_lerp_([m for m, _ in floating], [n for _, n in floating], share)
+        for m, n in pairs:
+            if not m.is_floating_point():  # counters of batches
+                m.copy_(n)
+
+    def _end(self, epoch: int, terms: Mapping[int, Tensor]) -> EpochEnd:
+        """Validate the members, note the best of each, and say how the epoch went."""
+        members = {
+            number: dict(zip(LossTerms._fields, terms[number].tolist(), strict=True))
+            for number in self.numbers
+        }
+        for number, found in self._validate().items():
+            members[number] |= {k: v for k, v in vars(found).items() if k != "n"}
+            if found.rmse < self.state.best.get(number, (math.inf,))[0]:
+                self.state.best[number] = (found.rmse, epoch, self._weights_of(number))
+        names = LossTerms._fields
+        loss = {name: float(np.mean([m[name] for m in members.values()])) for name in names}
+        return EpochEnd(epoch, self.plan.epochs, loss, tuple(members.values()))
+
+    def _weights_of(self, number: int) -> dict[str, Tensor]:
+        stack = next(s for s in self.state.averages if number in s.numbers)
+        return stack.state_of(number)
+
+    @torch.no_grad()
+    def _validate(self) -> dict[int, Scores]:
+        found: dict[int, Scores] = {}
+        label = xr.DataArray(self.validation.label.numpy())
+        for stack in self.state.averages:
+            predictions = []
+            for start in range(0, len(self.validation), _ROWS):
+                rows = np.arange(start, min(start + _ROWS, len(self.validation)))
+                batch = self._on_device(Batch(self.validation.take(rows), None))
+                part = make_part(batch.samples, self.scaling, with_series=True)
+                features = stack.series_features(part.series)
+                predictions.append(stack(part.inputs, features).prediction.cpu())
+            whole = torch.cat(predictions, dim=1).numpy()
+            for number, own in zip(stack.numbers, whole, strict=True):
+                found[number] = score(xr.DataArray(own), label)
+        return found
+
+
+def _as_rows(terms: LossTerms) -> Tensor:
+    """(members, 4): terms that are missing are 0."""
+    none = torch.zeros_like(terms.total)
+    return torch.stack([none if term is None else term for term in terms], dim=1).cpu()
+
+
+def _optimiser(stack: MemberStack, plan: FitPlan) -> torch.optim.Optimizer:
+    kind = torch.optim.Adam if plan.optimiser == "adam" else torch.optim.AdamW
+    wanted = stack.parameters()
+    if plan.frozen == "series":
+        wanted = (p for name, p in stack.named_parameters() if not name.startswith("branches."))
+    return kind(wanted, lr=plan.learning_rate, weight_decay=plan.weight_decay)
+
+
+def _scaling(fine: Source, n_series: int, plan: FitPlan) -> Scaling:
+    if plan.series == "plain":
+        return Scaling.none(n_series)
+    if not isinstance(fine, Samples):
+        raise ConfigError(
+            "series='spread' needs all training samples at once: collect the stream with "
+            "collect_samples, or take series='plain'"
+        )
+    return Scaling.of(fine)
+
+
+def _draw_places(fine: Source, plan: FitPlan, numbers: Sequence[int]) -> Tensor | None:
+    """(members, n): how often each member draws the place of each sample."""
+    if plan.places == "all":
+        return None
+    if not isinstance(fine, Samples):
+        raise ConfigError(
+            "places='drawn' needs all training samples at once: collect the stream with "
+            "collect_samples, or take places='all'"
+        )
+    positions = np.stack([fine.longitude, fine.latitude])
+    unique, place = np.unique(positions, axis=1, return_inverse=True)
+    count = unique.shape[1]
+    times = [
+        np.bincount(
+            np.random.default_rng(plan.seed + number).integers(0, count, count), minlength=count
+        )
+        for number in numbers
+    ]
+    drawn = np.stack(times)[:, place.ravel()].astype(np.float32)
+    return torch.from_numpy(drawn).to(fine.label.device)
+
+
+def _for_plain_series(network: DenseSM, scaling: Scaling) -> DenseSM:
+    """Move the scaling of the series into the first kernels of a network.
+
+    Exact, since padding replicates the edges of the series.
+    """
+    first = network.conv_block.conv1
+    bias: Tensor = first.bias  # type: ignore[assignment]
+    mean, spread = (value.to(first.weight) for value in scaling)
+    with torch.no_grad():
+        first.weight /= spread[:, None]
+        bias -= first.weight.sum(dim=2) @ mean
+    return network.eval()
+
+
+@contextmanager
+def _precision(plan: FitPlan) -> Iterator[None]:
+    """Allow TF32 for a while."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = plan.precision == "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before

@@ -1,0 +1,267 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from smgrid.errors import ConfigError, StoreError
+from smgrid.features.layout import get_layout
+from smgrid.models.densesm import DenseSM
+from smgrid.models.ensemble import Ensemble, predict_samples
+from smgrid.training import run_folder
+from smgrid.training.fit import finetune, fit
+from smgrid.training.loop import Domains, Job
+from smgrid.training.plan import ADAPTATION, MSDA, FitPlan
+from tests.training.tables import random_samples
+
+LAYOUT = get_layout("smgrid-1")
+SIZES = ((2, 8), (1, 8), (1, 16))
+PLAN = replace(ADAPTATION, epochs=3, patience=3, batch_size=16, average_from=1)
+
+
+def ensemble():
+    torch.manual_seed(1)
+    members = tuple((f"m{k}", DenseSM(*size)) for k, size in enumerate(SIZES))
+    return Ensemble(members, LAYOUT)
+
+
+def adapted(plan=PLAN, msda=None, **options):
+    return finetune(
+        ensemble(),
+        random_samples(40, seed=1),
+        validation=random_samples(20, seed=2),
+        unlabelled=random_samples(50, seed=3, label=None),
+        coarse=random_samples(30, seed=4),
+        plan=plan,
+        msda=msda,
+        **options,
+    )
+
+
+def weights(one):
+    return {f"{n}.{k}": v for n, net in one.members for k, v in net.state_dict().items()}
+
+
+def assert_same(one, other, **tolerance):
+    for (key, a), b in zip(weights(one).items(), weights(other).values(), strict=True):
+        torch.testing.assert_close(a, b, msg=key, **tolerance)
+
+
+def in_double(n, seed):
+    samples = random_samples(n, seed=seed)
+    names = ("snapshot", "series", "label", "weight")
+    return replace(samples, **{name: getattr(samples, name).double() for name in names})
+
+
+@pytest.mark.parametrize("batch_norm", ["joint", "separate", "frozen"])
+@pytest.mark.parametrize("frozen", ["nothing", "series"])
+def test_members_together_are_members_one_by_one(batch_norm, frozen):
+    """Dropout, data order and batch norms are each member's own.
+
+    In double precision, so that nothing but the order of sums differs, and on predictions: biases
+    before a batch norm have no gradient but rounding, which Adam makes as large as any.
+    """
+    plan, msda = replace(PLAN, frozen=frozen), MSDA(batch_norm=batch_norm, beta=0.3)
+    domains = Domains(*(in_double(n, seed=n) for n in (40, 50, 30)))
+    validation = in_double(20, seed=2)
+    start = [network.double() for _, network in ensemble().members]
+    together = Job(start, domains, validation, plan=plan, msda=msda, betas=[0.3] * 3)
+    together.run()
+    for number, network in enumerate(n.double() for _, n in ensemble().members):
+        options = {"plan": plan, "msda": msda, "betas": [0.3], "numbers": [number]}
+        alone = Job([network], domains, validation, **options)
+        alone.run()
+        with torch.inference_mode():
+            one = alone.networks()[0](validation.features)
+            other = together.networks()[number](validation.features)
+            untrained = network.eval()(validation.features)
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-7)
+        assert float((one - untrained).abs().max()) > 1e-3
+
+
+def test_a_frozen_series_branch_stays_and_the_rest_learns():
+    one = adapted(replace(PLAN, frozen="series"))
+    before, after = weights(ensemble()), weights(one)
+    for key, value in before.items():
+        if ".conv_block." in key:
+            assert torch.equal(value, after[key]), key
+    assert not torch.equal(before["m0.out.weight"], after["m0.out.weight"])
+
+
+def test_frozen_norms_keep_the_statistics_of_the_start():
+    before, after = weights(ensemble()), weights(adapted(msda=MSDA(batch_norm="frozen")))
+    for key, value in before.items():
+        if "running_" in key:
+            assert torch.equal(value, after[key]), key
+    other = weights(adapted(msda=MSDA(batch_norm="separate")))
+    assert not torch.equal(before["m0.norm.running_mean"], other["m0.norm.running_mean"])
+
+
+def test_the_coarse_domain_leaves_no_trace_in_separate_statistics():
+    """With a learning rate of nearly nothing only the statistics move."""
+    still = replace(PLAN, learning_rate=1e-12, average="none", epochs=1)
+    options = {"plan": still, "validation": random_samples(20, seed=2)}
+    fine, msda = random_samples(40, seed=1), MSDA(batch_norm="separate", beta=0.0)
+    one, other = (
+        finetune(ensemble(), fine, coarse=random_samples(30, seed=s), msda=msda, **options)
+        for s in (4, 5)
+    )
+    assert_same(one, other, rtol=0, atol=1e-8)
+    joint = replace(msda, batch_norm="joint")
+    mixed = finetune(ensemble(), fine, coarse=random_samples(30, seed=5), msda=joint, **options)
+    assert not torch.allclose(
+        weights(mixed)["m0.norm.running_mean"], weights(one)["m0.norm.running_mean"], atol=1e-6
+    )
+
+
+def test_the_mean_of_epochs_is_the_mean_of_what_each_epoch_ends_with():
+    ends = [weights(adapted(replace(PLAN, average="none", epochs=k))) for k in (2, 3)]
+    mean = weights(adapted())
+    for key, value in mean.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, (ends[0][key] + ends[1][key]) / 2, msg=key)
+
+
+def test_the_card_says_how_it_was_made():
+    card = adapted(card={"split": {"by": "station"}}).card
+    facts = card["training"]
+    assert facts["method"] == "multi-scale domain adaptation"
+    assert facts["plan"]["label_loss"] == "mape"
+    assert facts["adaptation"]["alpha"] == 0.7
+    assert facts["started_from"] == ensemble().digest
+    assert set(facts["samples"]) == {"fine", "unlabelled", "coarse", "validation"}
+    assert all(len(s["sha256"]) == 64 for s in facts["samples"].values())
+    assert [m["beta"] > 0 for m in facts["members"]] == [True] * 3
+    assert facts["inputs"]["vv"]["quantiles"][0] >= 0
+    assert card["split"] == {"by": "station"}
+    json.dumps(card, allow_nan=False)
+
+
+def test_metrics_in_the_card_are_those_of_the_members():
+    made = adapted()
+    validation = random_samples(20, seed=2)
+    predicted = predict_samples(made, validation.features)
+    for own, facts in zip(predicted, made.card["training"]["members"], strict=True):
+        error = own - validation.label.numpy()
+        assert facts["rmse"] == pytest.approx(np.sqrt((error.astype(float) ** 2).mean()), rel=1e-5)
+
+
+def test_what_cannot_be_trained():
+    fine, validation = random_samples(40, seed=1), random_samples(20, seed=2)
+    with pytest.raises(ConfigError, match="needs unlabelled or coarse samples"):
+        finetune(ensemble(), fine, validation=validation, msda=MSDA())
+    with pytest.raises(ConfigError, match="40 of 40 fine samples have no label"):
+        finetune(ensemble(), random_samples(40, label=None), validation=validation)
+    with pytest.raises(ConfigError, match="alpha in 0-1"):
+        MSDA(alpha=0)
+    with pytest.raises(ConfigError, match="at least 1 epoch"):
+        FitPlan(epochs=0)
+
+
+def test_plain_fine_tuning_needs_no_other_domain():
+    made = finetune(
+        ensemble(), random_samples(40, seed=1), validation=random_samples(20, seed=2), plan=PLAN
+    )
+    assert made.card["training"]["method"] == "fine-tuned"
+
+
+# Jobs in a folder
+
+
+def test_a_finished_job_is_not_run_again(tmp_path):
+    ends = []
+    one = adapted(out=tmp_path / "run", on_epoch=ends.append)
+    again = adapted(out=tmp_path / "run", on_epoch=ends.append)
+    assert len(ends) == 3
+    assert_same(one, again, rtol=0, atol=0)
+    lines = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [0, 1, 2]
+    assert {"fine", "coarse", "domain", "total"} <= set(json.loads(lines[0])["loss"])
+    assert not (tmp_path / "run" / "state.pt").exists()
+
+
+def test_an_interrupted_job_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "_SAVE_EVERY_S", 0.0)
+    plan = replace(PLAN, average="exponential", averaging=0.9, keep="best", weight_decay=0.01)
+    whole = adapted(plan)
+
+    def interrupt(end):
+        if end.epoch == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        adapted(plan, out=tmp_path / "run", on_epoch=interrupt)
+    resumed = adapted(plan, out=tmp_path / "run")
+    assert_same(whole, resumed, rtol=0, atol=0)
+    lines = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [0, 1, 2]
+
+
+SCRIPT = """
+import sys
+from smgrid.training import run_folder
+run_folder._SAVE_EVERY_S = 0.0
+from tests.training.test_finetune import KILLED, adapted
+adapted(KILLED, out=sys.argv[1])
+"""
+KILLED = replace(PLAN, epochs=12, patience=12, average_from=8)
+
+
+def test_kill_at_any_moment_and_resume(tmp_path):
+    whole = adapted(KILLED)
+    rng = np.random.default_rng(0)
+    run = tmp_path / "run"
+    killed = 0
+    while not (run / "ensemble").exists():
+        with subprocess.Popen([sys.executable, "-c", SCRIPT, str(run)]) as process:
+            while process.poll() is None and not (run / "run.json").exists():
+                time.sleep(0.02)
+            time.sleep(rng.uniform(0.1, 0.6))
+            if process.poll() is None:
+                os.kill(process.pid, signal.SIGKILL)
+                killed += 1
+        if killed == 4:
+            subprocess.run([sys.executable, "-c", SCRIPT, str(run)], check=True)
+    assert killed >= 1
+    assert_same(whole, adapted(KILLED, out=run), rtol=0, atol=0)
+
+
+def test_a_folder_of_another_job_or_a_damaged_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "_SAVE_EVERY_S", 0.0)
+    adapted(replace(PLAN, epochs=1, average_from=0), out=tmp_path / "run")
+    with pytest.raises(ConfigError, match="another training job, which differs in plan"):
+        adapted(out=tmp_path / "run")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").touch()
+    with pytest.raises(ConfigError, match="something else than a training job"):
+        adapted(out=tmp_path / "full")
+
+    def interrupt(end):
+        raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            adapted(out=tmp_path / "third", on_epoch=interrupt if _ == 0 else stop_later)
+    (tmp_path / "third" / "state.pt").write_bytes(b"torn")
+    with pytest.raises(StoreError, match=r"state\.pt is damaged"):
+        adapted(out=tmp_path / "third")
+
+
+def stop_later(end):
+    if end.epoch == 1:
+        raise KeyboardInterrupt
+
+
+def test_supervised_jobs_resume_too(tmp_path):
+    options = {"layout": LAYOUT, "sizes": ((1, 8),), "plan": FitPlan(epochs=2)}
+    one = fit(random_samples(40, seed=1), random_samples(20, seed=2), **options)
+    other = fit(
+        random_samples(40, seed=1), random_samples(20, seed=2), **options, out=tmp_path / "run"
+    )
+    assert_same(one, other, rtol=0, atol=0)
