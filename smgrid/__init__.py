@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from smgrid.cube.inspect import inspect
     from smgrid.cube.store import open_cube, open_map, write_cube
     from smgrid.cube.update import update_cube
-    from smgrid.cube.verify import verify
+    from smgrid.cube.verify import drop_damaged, verify
     from smgrid.features.layout import FeatureLayout, get_layout
     from smgrid.grid import ease_grid, make_grid
     from smgrid.inference.predict import predict
@@ -47,7 +47,7 @@ _HOME = {
     "smgrid.cube.inspect": ("inspect",),
     "smgrid.cube.store": ("open_cube", "open_map", "write_cube"),
     "smgrid.cube.update": ("update_cube",),
-    "smgrid.cube.verify": ("verify",),
+    "smgrid.cube.verify": ("drop_damaged", "verify"),
     "smgrid.features.layout": ("FeatureLayout", "get_layout"),
     "smgrid.grid": ("ease_grid", "make_grid"),
     "smgrid.inference.predict": ("predict",),
@@ -87,6 +87,7 @@ __all__ = [  # noqa: RUF022
     "check_leakage",
     "collect_samples",
     "collocate_labels",
+    "drop_damaged",
     "drop_leaks",
     "ease_grid",
     "find_gaps",

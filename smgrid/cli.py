@@ -388,3 +388,18 @@ def _print_rows(rows: list[dict[str, str]], title: str) -> None:
     for row in rows:
         table.add_row(*row.values())
     _out.print(table)
+
+
+@app.command()
+def mend(
+    store: Annotated[str, typer.Argument(help="Cube or map: a folder or a URL.")],
+) -> None:
+    """Delete the damaged shards of a store; build or update it again to add them.
+
+    Example: smgrid mend cube.zarr
+    """
+    from smgrid.cube.verify import drop_damaged
+    from smgrid.cube.verify import verify as verify_store
+
+    dropped = drop_damaged(verify_store(store))
+    _say(f"{store}: {dropped} damaged shards deleted; build or update it again to add them")

@@ -4,6 +4,9 @@ While units are written, their sums go into numbered parts ``_smgrid/sha256sums-
 store is complete, into ``_smgrid/sha256sums``, which covers every shard, every coordinate, and the
 metadata of groups and arrays. The manifest covers the sums, the template and the root's metadata,
 which change with the status. In a local store ``sha256sum -c _smgrid/sha256sums`` checks it, too.
+
+A shard with a recorded sum is taken for done without being read. Its sum is therefore recorded
+when it will survive a power cut, not before, and forgotten before it is written anew.
 """
 
 import re
@@ -12,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from zarr.abc.store import Store
 
 from smgrid.cube.shards import digest
-from smgrid.cube.storage import read_bytes, write_bytes
+from smgrid.cube.storage import delete_keys, make_durable, read_bytes, write_bytes
 
 SUMS_KEY = "_smgrid/sha256sums"
 
@@ -51,6 +54,7 @@ def write_part(store: Store, number: int, sums: Sums) -> str:
     """Write a numbered part and return its key."""
     key = f"{SUMS_KEY}-{number:06d}"
     write_bytes(store, key, _format(sums))
+    make_durable(store, [key])
     return key
 
 
@@ -59,7 +63,14 @@ def write_sums(store: Store, sums: Sums) -> str:
     content = _format(sums)
     if read_bytes(store, SUMS_KEY) != content:
         write_bytes(store, SUMS_KEY, content)
+        make_durable(store, [SUMS_KEY])
     return digest(content)
+
+
+def replace_sums(store: Store, sums: Sums, keys: Iterable[str]) -> None:
+    """Forget all other sums that are recorded, given the `keys` of the store."""
+    write_sums(store, sums)
+    delete_keys(store, part_keys(keys))
 
 
 def _format(sums: Sums) -> bytes:

@@ -2,6 +2,7 @@
 
 What is stored stays: steps that are there keep their place, new ones come after the last. Values
 come from the longer cube where they are new, missing or provisional, and from the store elsewhere.
+So do the coordinates along time of the same steps, as they tell where the values come from.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from smgrid.cube.coords import TIME_DIMS
+from smgrid.cube.journal import Steps
 from smgrid.cube.template import differences
 from smgrid.cube.tiling import PendingUnits, UnitSet, dates_of
 from smgrid.errors import StoreError, TemplateMismatchError
@@ -32,8 +34,8 @@ class Extended:
     """One group of the longer cube."""
 
     ds: xr.Dataset
-    redo: Mapping[str, int]
-    """First position along a dim whose shards are computed again, though they are there."""
+    redo: Mapping[str, Steps]
+    """Steps along a dim whose shards are computed again, though they are there."""
     added: tuple[str, ...]
     """Steps after the last one of the store."""
     late: tuple[str, ...]
@@ -49,7 +51,7 @@ def extend_group(
     *,
     missing: PendingUnits,
     provisional: Mapping[str, int],
-    begun: Mapping[str, int],
+    begun: Mapping[str, Steps],
 ) -> Extended:
     """Return a group with the steps of the store and those that came after them.
 
@@ -64,7 +66,7 @@ def extend_group(
     provisional
         Days before the last stored step whose values may have changed, by dim.
     begun
-        Position along a dim from which on an interrupted update computes again.
+        Steps along a dim that an interrupted update computes again.
 
     Raises
     ------
@@ -78,20 +80,23 @@ def extend_group(
         ds = fresh if lacking else stored
         return Extended(ds.assign_attrs(fresh.attrs), {}, (), (), ())
     days = provisional.get(dim, 0)
-    axis = _Axis.of(dim, stored, fresh, days=days, begun=begun.get(dim))
+    axis = _Axis.of(dim, stored, fresh, days=days)
     absent = _lacking_steps(lacking, dim, axis.old.size)
     _check_axis(path, dim, axis, absent)
-    taken = absent | (np.arange(axis.old.size) >= axis.begins)
-    if dim == "date" and taken.any():
-        taken[int(np.argmax(taken)) :] = True  # a series goes on from one step to the next
-    pieces = _pieces(stored, fresh, dim, taken & axis.offered, axis.places)
+    again = axis.provisional | _inside(begun.get(dim, ()), axis.old.size)
+    # Other tiles of a missing step stay, unless it is described in another way now, as a date is
+    # that another source gives: then they would not be what the coordinates say.
+    again |= absent & _described_anew(stored, fresh, dim, axis)
+    pieces = _pieces(stored, fresh, dim, (absent | again) & axis.offered, axis.places)
     if axis.later.any():
         pieces.append(fresh.isel({dim: np.flatnonzero(axis.later)}))
     static = fresh if any(dim not in units.dims for units, _ in lacking) else stored
-    grows = dim == "date" and bool(axis.later.any())  # its last shard gets more steps
+    ds = _join(pieces, dim, static=static, like=fresh)
+    grows = dim == "date"  # its last shard gets more steps
+    redo = _ranges(np.append(again, np.full(ds.sizes[dim] - again.size, grows)))
     return Extended(
-        ds=_join(pieces, dim, static=static, like=fresh),
-        redo={dim: axis.begins} if grows or axis.begins < axis.old.size else {},
+        ds=ds,
+        redo={dim: redo} if redo else {},
         added=tuple(dates_of(axis.new[axis.later])),
         late=tuple(dates_of(axis.late)),
         withdrawn=tuple(dates_of(axis.old[~axis.offered])),
@@ -112,19 +117,16 @@ class _Axis:
     """Which new steps come after the old ones."""
     late: Times
     """New steps that would have to stand between old ones."""
-    begins: int
-    """The first old step whose values are provisional."""
+    provisional: npt.NDArray[np.bool_]
+    """Which old steps have values that may have changed."""
 
     @classmethod
-    def of(
-        cls, dim: str, stored: xr.Dataset, fresh: xr.Dataset, *, days: int, begun: int | None
-    ) -> "_Axis":
+    def of(cls, dim: str, stored: xr.Dataset, fresh: xr.Dataset, *, days: int) -> "_Axis":
         old, new = stored[dim].values, fresh[dim].values
-        later, begins = np.ones(new.size, bool), old.size
+        later, provisional = np.ones(new.size, bool), np.zeros(old.size, bool)
         if old.size:
             later = new > old[-1]
-            since = old[-1] - np.timedelta64(days, "D")
-            begins = int(np.searchsorted(old, since, "right")) if days else old.size
+            provisional = old > old[-1] - np.timedelta64(days, "D")
         return cls(
             old=old,
             new=new,
@@ -132,7 +134,7 @@ class _Axis:
             offered=np.isin(old, new),
             later=later,
             late=new[~later & ~np.isin(new, old)],
-            begins=begins if begun is None else min(begins, begun),
+            provisional=provisional,
         )
 
 
@@ -164,6 +166,30 @@ def _lacking_steps(
             edge = units.shards[axis]
             steps[index[axis] * edge : (index[axis] + 1) * edge] = True
     return steps
+
+
+def _described_anew(
+    stored: xr.Dataset, fresh: xr.Dataset, dim: str, axis: _Axis
+) -> npt.NDArray[np.bool_]:
+    """Return which old steps have other coordinates in the longer cube."""
+    anew = np.zeros(axis.old.size, bool)
+    for name, coord in stored.coords.items():
+        if coord.dims == (dim,):
+            new = fresh[name].values[axis.places[axis.offered]]
+            anew[axis.offered] |= coord.values[axis.offered] != new
+    return anew
+
+
+def _inside(steps: Steps, size: int) -> npt.NDArray[np.bool_]:
+    inside = np.zeros(size, bool)
+    for start, stop in steps:
+        inside[start:stop] = True
+    return inside
+
+
+def _ranges(chosen: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
+    edges = np.flatnonzero(np.diff(chosen, prepend=False, append=False)).tolist()
+    return list(zip(edges[::2], edges[1::2], strict=True))
 
 
 def _pieces(

@@ -11,7 +11,7 @@ from contextlib import suppress
 import xarray as xr
 from zarr.abc.store import Store
 
-from smgrid.cube.checksums import next_part, read_sums, write_part
+from smgrid.cube.checksums import next_part, part_keys, read_sums, replace_sums, write_part
 from smgrid.cube.coords import TIME_DIMS
 from smgrid.cube.failures import (
     Failure,
@@ -27,10 +27,10 @@ from smgrid.cube.lock import Lease
 from smgrid.cube.progress import UnitCounter
 from smgrid.cube.record import StoreRecord, pending_units
 from smgrid.cube.shards import read_states, shard_key
-from smgrid.cube.storage import delete_keys, list_sizes
+from smgrid.cube.storage import delete_keys, list_sizes, make_durable
 from smgrid.cube.tiling import Index, PendingUnits, dates_of, present_shards
 from smgrid.cube.writing import Outcome, Written, build_flags, compute_flags
-from smgrid.errors import SchemaError, StoreError
+from smgrid.errors import SchemaError, StoreError, StoreInUseError
 from smgrid.sources.retry import retry_pauses
 
 ATTEMPTS = 3
@@ -49,11 +49,14 @@ class Plan:
         self.record = record
         sizes = list_sizes(store)
         self.keys = set(sizes)
-        self.sums = read_sums(store, self.keys)
-        # What a power cut leaves of a file that was never flushed, whatever its sum was to be.
-        for key in [key for key in self.sums if sizes.get(key) == 0]:
-            del self.sums[key]
+        recorded = read_sums(store, self.keys)
+        # Not of what is gone, or of the empty file that a power cut leaves of one that was not
+        # durable: it is written anew, and must not count as done before that is.
+        self.sums = {key: recorded[key] for key in recorded if sizes.get(key)}
         self._drop_damaged(store)
+        if recorded.keys() - self.sums.keys():
+            replace_sums(store, self.sums, self.keys)
+            self.keys.difference_update(part_keys(self.keys))
         self.missing = pending_units(record.sets, self.keys)
         self.redone = _redone_units(record, self.missing)
 
@@ -73,8 +76,8 @@ class Plan:
             if shard_key(array, index) not in self.sums
         ]
         states = read_states(self.record.path, self.record.digest, shards)
-        self.sums |= {key: state.sha256 for key, state in states.items()}
         damaged = [key for key, state in states.items() if state.state != "readable"]
+        self.sums |= {key: states[key].sha256 for key in states.keys() - set(damaged)}
         delete_keys(store, damaged)
         self.keys.difference_update(damaged)
 
@@ -199,6 +202,7 @@ class _Account:
             [self._pending[place] for place in waiting],
             path=record.path,
             digest=record.digest,
+            claim=self._lease.claim,
             replace=self._replace,
         )
         compute_flags(flags, on_done)
@@ -214,6 +218,8 @@ class _Account:
         self._counter.count(place)
 
     def _note_failure(self, place: int, outcome: Failed, attempt: int) -> str:
+        if isinstance(outcome.error, StoreInUseError):
+            self._lease.confirm()  # look here as well: the next sign of life may not be due yet
         units, index = self._pending[place]
         path = self._plan.record.path
         label = self._label(place)
@@ -247,12 +253,14 @@ class _Account:
     def flush(self) -> None:
         """Write what is known so far, so that it survives this process."""
         self._flushed = time.monotonic()
-        if self._sums:
-            self._plan.keys.add(write_part(self._store, self._part, self._sums))
-            self._plan.keys.update(self._sums)
-            self._plan.sums |= self._sums
+        # Taken first: if they cannot be made durable, a second try might wrongly say that they are.
+        sums, self._sums = self._sums, {}
+        if sums:
+            make_durable(self._store, sums)
+            self._plan.keys.add(write_part(self._store, self._part, sums))
+            self._plan.keys.update(sums)
+            self._plan.sums |= sums
             self._part += 1
-            self._sums = {}
         tried = {(f.group, f.variables, f.index) for f in self.failures}
         others = [f for f in self._earlier if (f.group, f.variables, f.index) not in tried]
         ledger = (*still_missing(others, self._is_missing), *self.failures)

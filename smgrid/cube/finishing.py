@@ -18,7 +18,7 @@ from smgrid.cube.record import (
     set_status,
 )
 from smgrid.cube.shards import digest, shard_key
-from smgrid.cube.storage import delete_keys, read_bytes, read_json, write_json
+from smgrid.cube.storage import delete_keys, make_durable, read_bytes, read_json, write_json
 from smgrid.cube.template import digest_of
 from smgrid.errors import StoreError
 
@@ -107,6 +107,7 @@ def _write_manifest(
     manifest[SELF] = digest_of(manifest)
     if manifest != before:
         write_json(store, MANIFEST_KEY, manifest)
+        make_durable(store, [MANIFEST_KEY])
 
 
 def _history(before: Mapping[str, Any], record: StoreRecord) -> list[Mapping[str, str]]:

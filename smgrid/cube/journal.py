@@ -6,20 +6,23 @@ next carries out what it says, as often as it takes. It is removed when every un
 """
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from zarr.abc.store import Store
 
-from smgrid.cube.storage import delete_keys, read_json, write_json
+from smgrid.cube.storage import delete_keys, make_durable, read_json, write_json
 from smgrid.cube.tiling import Index, UnitSet
 from smgrid.errors import StoreError
 
 JOURNAL_KEY = "_smgrid/update.json"
 
-Redo = Mapping[str, Mapping[str, int]]
-"""First position along a dim from which on shards are computed again, by group and dim."""
+Steps = Sequence[tuple[int, int]]
+"""Ranges of positions along a dim: each the first one and the one after the last."""
+
+Redo = Mapping[str, Mapping[str, Steps]]
+"""Steps whose shards are computed again, by group and dim."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +37,11 @@ class Journal:
 
     def is_redone(self, units: UnitSet, index: Index) -> bool:
         """Whether a unit that is there is to be computed again."""
-        starts = self.redo.get(units.group, {})
+        redo = self.redo.get(units.group, {})
         return any(
-            dim in starts and (i + 1) * edge > starts[dim]
+            start < (i + 1) * edge and i * edge < stop
             for dim, i, edge in zip(units.dims, index, units.shards, strict=True)
+            for start, stop in redo.get(dim, ())
         )
 
 
@@ -48,7 +52,11 @@ def read_journal(store: Store) -> Journal | None:
         return None
     try:
         files = {key: base64.b64decode(text) for key, text in content["files"].items()}
-        return Journal(redo=content["redo"], before=content["before"], files=files)
+        redo = {
+            group: {dim: [(start, stop) for start, stop in steps] for dim, steps in dims.items()}
+            for group, dims in content["redo"].items()
+        }
+        return Journal(redo=redo, before=content["before"], files=files)
     except (KeyError, TypeError, AttributeError, ValueError) as cause:
         msg = f"{store}: {JOURNAL_KEY} is damaged ({cause!r}); copy the store again or rebuild it"
         raise StoreError(msg) from cause
@@ -59,6 +67,7 @@ def write_journal(store: Store, journal: Journal) -> None:
     files = {key: base64.b64encode(content).decode() for key, content in journal.files.items()}
     content: dict[str, Any] = {"redo": journal.redo, "before": journal.before, "files": files}
     write_json(store, JOURNAL_KEY, content)
+    make_durable(store, [JOURNAL_KEY])  # before anything that it tells of
 
 
 def remove_journal(store: Store) -> None:

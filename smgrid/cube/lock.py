@@ -3,7 +3,8 @@
 ``_smgrid/writer-000001.json`` is made only if it is not there, so of two processes one gets it. A
 lease is void when its process is gone, which is seen on the same machine, or when it has given no
 sign of life for ten minutes. It is then succeeded by the next number, which again only one process
-can make; whoever finds a number besides his own and the void ones withdraws.
+can make; whoever finds a number besides his own and the void ones withdraws. Tasks in other
+processes may outlive the writer that sent them: each looks for its lease before it writes.
 """
 
 import json
@@ -91,6 +92,29 @@ def is_alive(writer: Writer | None) -> bool:
         return True
 
 
+@dataclass(frozen=True)
+class Claim:
+    """What tasks in other processes need to know of the lease that they write under."""
+
+    key: str
+    """Of the lease in the store."""
+    token: str
+
+    def confirm(self, store: Store, path: str) -> None:
+        """Look into the store at `path` whether the lease is there, or raise StoreInUseError."""
+        content = read_bytes(store, self.key)
+        try:
+            held = content is not None and json.loads(content)["token"] == self.token
+        except (ValueError, TypeError, KeyError):
+            return  # being written; the process that holds it keeps watch as well
+        if not held:
+            msg = (
+                f"{path}: the writer that began this unit has ended or has lost the right to "
+                "write, nothing was written; write again to resume"
+            )
+            raise StoreInUseError(msg)
+
+
 class Lease:
     """The right to write to a store, kept up by a thread."""
 
@@ -103,6 +127,11 @@ class Lease:
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._keep_up, daemon=True)
         self._thread.start()
+
+    @property
+    def claim(self) -> Claim:
+        """What tasks in other processes write under."""
+        return Claim(self._key, self._writer.token)
 
     def check(self) -> None:
         """Raise StoreInUseError if another process has taken over meanwhile."""
@@ -142,6 +171,9 @@ class Lease:
                 "right to write; what it has written is kept. Write again to resume"
             )
             self._end.set()
+            if own is not None and own.token == self._writer.token:
+                # Written after somebody had taken over: tasks must not take it for one that holds.
+                delete_keys(self._store, [self._key])
             return
         self._writer = replace(self._writer, seen=time.time())
         write_bytes(self._store, self._key, _to_bytes(self._writer))

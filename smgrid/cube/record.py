@@ -16,6 +16,7 @@ from smgrid.cube.journal import Journal, read_journal
 from smgrid.cube.shards import digest
 from smgrid.cube.storage import (
     list_top,
+    make_durable,
     read_bytes,
     read_json,
     write_bytes,
@@ -159,6 +160,7 @@ def claim_store(store: Store, path: str, template: StoreTemplate) -> StoreRecord
     record = find_record(store, path, wanted)
     if record is None:
         write_json(store, TEMPLATE_KEY, wanted)
+        make_durable(store, [TEMPLATE_KEY])
         record = read_record(store, path)
     if record.status == "created":
         write_files(store, template.files(), part=1)
@@ -166,11 +168,17 @@ def claim_store(store: Store, path: str, template: StoreTemplate) -> StoreRecord
 
 
 def write_files(store: Store, files: Mapping[str, bytes], *, part: int) -> None:
-    """Write metadata and coordinates, and their sums as a numbered part before."""
+    """Write metadata and coordinates, and their sums as a numbered part before.
+
+    The root's metadata come last, and when the others are durable: they say that these are there.
+    """
     sums = {key: digest(content) for key, content in files.items() if key not in UNSUMMED}
     write_part(store, part, sums)
     for key, content in files.items():
+        if key == ROOT_KEY:
+            make_durable(store, files.keys() - {key})
         write_bytes(store, key, content)
+    make_durable(store, [ROOT_KEY])
 
 
 def _mismatch(path: str, found: list[str]) -> str:
@@ -198,6 +206,7 @@ def set_status(store: Store, status: Literal["incomplete", "complete"]) -> None:
     if content["attributes"]["smgrid_status"] != status:
         content["attributes"]["smgrid_status"] = status
         write_json(store, ROOT_KEY, content)
+        make_durable(store, [ROOT_KEY])
 
 
 def root_digest(store: Store) -> str:

@@ -12,16 +12,15 @@ from zarr.abc.store import Store
 from smgrid.catalog import Catalog
 from smgrid.cube.build import load_cube
 from smgrid.cube.extending import Extended, check_same, extend_group
-from smgrid.cube.filling import ATTEMPTS
+from smgrid.cube.filling import ATTEMPTS, Plan
 from smgrid.cube.journal import Journal, write_journal
 from smgrid.cube.lock import writing
 from smgrid.cube.opening import open_groups
 from smgrid.cube.progress import ProgressFunction
-from smgrid.cube.record import ROOT_KEY, TEMPLATE_KEY, StoreRecord, pending_units, read_record
+from smgrid.cube.record import ROOT_KEY, TEMPLATE_KEY, StoreRecord, read_record
 from smgrid.cube.storage import (
     StorePath,
     explaining,
-    list_keys,
     normalise_path,
     open_store,
     read_bytes,
@@ -222,7 +221,8 @@ def _extend(
 ) -> dict[str, Extended]:
     wanted = make_template(fresh, shard=DEFAULT_SHARD, like=record.template).record()
     check_same(record.path, record.template, wanted)
-    missing = pending_units(record.sets, list_keys(store))
+    # Without damaged shards: they are not to be taken for what is stored.
+    missing = Plan(store, record).missing
     return {
         name: extend_group(
             name,

@@ -1,4 +1,4 @@
-"""Check a store against itself: every shard present and readable, every sum true."""
+"""Check a store against itself: every shard present and readable, every sum true; mend shards."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from zarr.abc.store import Store
 from smgrid.cube.checksums import SUMS_KEY, part_keys, read_sums
 from smgrid.cube.coords import TIME_DIMS, coordinate_record
 from smgrid.cube.finishing import ROOT, SELF, SUMS, TEMPLATE, metadata_keys
+from smgrid.cube.lock import writing
 from smgrid.cube.opening import open_groups
 from smgrid.cube.record import (
     MANIFEST_KEY,
@@ -19,10 +20,12 @@ from smgrid.cube.record import (
     StoreRecord,
     read_record,
     root_digest,
+    set_status,
 )
 from smgrid.cube.shards import ShardState, digest, read_states, shard_key
 from smgrid.cube.storage import (
     StorePath,
+    delete_keys,
     explaining,
     list_keys,
     normalise_path,
@@ -36,6 +39,10 @@ from smgrid.errors import StoreError
 
 ProblemKind = Literal["missing", "unreadable", "changed"]
 _CHANGED = "its SHA-256 is not the one recorded when it was written"
+_CURE = (
+    "smgrid.cube.verify.drop_damaged(report) deletes the shards that are damaged; writing the same "
+    "cube again, or updating it, adds those that are missing"
+)
 _SHOWN = 20
 _AT_ONCE = 8192  # shards in one graph
 
@@ -83,6 +90,8 @@ class VerifyReport:
         lines += [f"  {problem}" for problem in self.problems[:_SHOWN]]
         if len(self.problems) > _SHOWN:
             lines.append(f"  and {len(self.problems) - _SHOWN} more")
+        if any(problem.unit for problem in self.problems):
+            lines.append(f"  {_CURE}")
         return "\n".join(lines)
 
 
@@ -128,6 +137,9 @@ def verify(path: StorePath) -> VerifyReport:
             states = read_states(path, record.digest, [(a, index) for _, a, index in part.values()])
             unsummed += sum(s.state == "readable" and k not in sums for k, s in states.items())
             problems += _check_shards(states, sums, part, coords)
+        if unsummed and record.status == "complete" and _has_sums(store, keys):
+            text = f"it has no sums of {unsummed} shards, so nothing tells whether they are sound"
+            problems.append(Problem(SUMS_KEY, "changed", "", f"{text}; copy it again"))
     once = {problem.key: problem for problem in reversed(problems)}
     return VerifyReport(
         path=path,
@@ -136,6 +148,53 @@ def verify(path: StorePath) -> VerifyReport:
         unsummed=unsummed,
         problems=tuple(once[key] for key in sorted(once)),
     )
+
+
+def drop_damaged(report: VerifyReport) -> int:
+    """Delete the shards that are damaged, so that they are written again.
+
+    The store is incomplete from then on, until `write_cube` is called with the same data, or
+    `update_cube`, which add exactly what is missing. Metadata and coordinates are not mended.
+
+    Parameters
+    ----------
+    report
+        What `verify` found. Its shards are read again: one that is sound by now is kept.
+
+    Returns
+    -------
+    int
+        How many shards were deleted.
+
+    Raises
+    ------
+    StoreInUseError
+        Another process writes to the store.
+    StoreError
+        The recorded sums are damaged themselves, so that nothing tells which shards are; or the
+        store cannot be written.
+    """
+    path = report.path
+    if any(problem.key in {SUMS_KEY, MANIFEST_KEY} for problem in report.problems):
+        msg = (
+            f"{path}: {SUMS_KEY} or {MANIFEST_KEY} is damaged, so that nothing tells which shards "
+            "are sound; copy both again from where the store came from, or write to a new path"
+        )
+        raise StoreError(msg)
+    with explaining(path):
+        store = open_store(path, "write")
+        with writing(store, path):
+            record = read_record(store, path)
+            sums = read_sums(store, list_keys(store))
+            found = {problem.key for problem in report.problems if problem.kind != "missing"}
+            shards = {key: shard for key, shard in _expected(record) if key in found}
+            states = read_states(path, record.digest, [(a, i) for _, a, i in shards.values()])
+            problems = _check_shards(states, sums, shards, {})
+            damaged = {problem.key for problem in problems if problem.kind != "missing"}
+            if damaged:
+                set_status(store, "incomplete")
+                delete_keys(store, damaged)
+    return len(damaged)
 
 
 _Coords = Mapping[str, Mapping[Any, xr.DataArray]]
@@ -172,6 +231,11 @@ def _check_own(store: Store, record: StoreRecord, keys: set[str]) -> Iterator[Pr
             text = f"its SHA-256 is not that of the manifest's {name}"
             kind: ProblemKind = "changed" if value else "missing"
             yield Problem(key, kind, "", text if value else "it is not there")
+
+
+def _has_sums(store: Store, keys: set[str]) -> bool:
+    """Whether sums were recorded when the store was finished, as older versions did not."""
+    return SUMS_KEY in keys or SUMS in (read_json(store, MANIFEST_KEY) or {})
 
 
 def _check_metadata(

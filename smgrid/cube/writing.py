@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from dataclasses import replace as replaced
 from typing import Any
 
 import dask
@@ -24,6 +25,7 @@ from dask.highlevelgraph import HighLevelGraph
 from dask.system import CPU_COUNT
 
 from smgrid.cube.guarding import Failed, failed, guard_graph, renamed
+from smgrid.cube.lock import Claim
 from smgrid.cube.shards import digest as digest_of
 from smgrid.cube.shards import encode_shard, open_array, shard_key
 from smgrid.cube.storage import open_store, read_bytes, write_bytes
@@ -40,6 +42,8 @@ class Target:
     """Digest of its template: a store that is made anew at the same path is another target."""
     arrays: tuple[str, ...]
     """Paths of the arrays, in the order of a task's blocks."""
+    claim: Claim | None = None
+    """The lease without which nothing is written; ``None`` where nobody else can write."""
     replace: bool = False
     """Whether there are shards already, which are left alone if nothing in them changes."""
 
@@ -64,6 +68,7 @@ def build_flags(
     *,
     path: str,
     digest: str,
+    claim: Claim | None = None,
     replace: Collection[tuple[UnitSet, Index]] = (),
 ) -> da.Array:
     """Return a lazy array with one element per pending unit; `compute_flags` writes the units.
@@ -76,6 +81,8 @@ def build_flags(
         Units to write.
     path, digest
         The store and its template's digest.
+    claim
+        Of the writer's lease.
     replace
         Those of the pending units that are there, but may have changed.
     """
@@ -86,8 +93,8 @@ def build_flags(
         if units not in sources:
             arrays = [_in_shards(groups[units.group][n].variable, units) for n in units.names]
             paths = tuple(units.array_path(n) for n in units.names)
-            new, old = (Target(path, digest, paths, replace=again) for again in (False, True))
-            sources[units] = (new, old, arrays)
+            new = Target(path, digest, paths, claim)
+            sources[units] = (new, replaced(new, replace=True), arrays)
         new, old, arrays = sources[units]
         target = old if (units, index) in replace else new
         blocks = [TaskRef((array.name, *index)) for array in arrays]
@@ -120,6 +127,9 @@ def write_unit(target: Target, index: Index, *blocks: npt.NDArray[Any]) -> Outco
     ]
     changed = False
     try:
+        if target.claim is not None:
+            # A worker learns from nobody that its client has died or given up.
+            target.claim.confirm(store, target.path)
         for path, content in zip(target.arrays, contents, strict=True):
             key = shard_key(path, index)
             if not (target.replace and read_bytes(store, key) == content):
@@ -166,7 +176,7 @@ def _run_on_cluster(client: Any, graph: Any, keys: list[Any], on_done: OutcomeFu
             lost = future.status != "finished"
             on_done(future.key[1], failed(_reason_of(result)) if lost else result)
     except BaseException:
-        client.cancel(futures)
+        client.cancel(futures)  # those that have begun go on, and find that the lease is gone
         raise
 
 

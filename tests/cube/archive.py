@@ -1,9 +1,11 @@
 """Sources whose archive grows: what they offer stands in a JSON file that a test writes.
 
 ``scenes``: acquisition times. ``provisional``: first day whose weather is still preliminary.
+``reprocessed``: whether scenes are those of another processor, under another platform's name.
 Every block that is computed leaves a line in ``reads.txt`` beside the JSON file.
 """
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -11,10 +13,19 @@ import dask.array as da
 import numpy as np
 import pandas as pd
 import xarray as xr
+from odc.geo.geobox import GeoBox
 
+from smgrid.cube.build import load_cube
+from smgrid.cube.store import write_cube
+from smgrid.cube.update import update_cube
 from smgrid.grid import grid_coords
 from smgrid.schema import describe
 from smgrid.windows import composite_calendar
+
+GRID = GeoBox.from_bbox((500_000, 2_200_000, 504_000, 2_203_200), crs="EPSG:32648", resolution=100)
+START, END, LATER = "2022-01-01", "2023-06-30", "2024-02-10"
+OLD = ["2023-05-02T22:45:11", "2023-05-14T22:45:12", "2023-06-20T11:02:05"]
+NEW = ["2023-07-07T22:45:13", "2023-12-31T22:45:14", "2024-02-10T23:59:59"]
 
 CATALOG = """\
 smgrid_catalog: 1
@@ -46,9 +57,9 @@ sources:
 """
 
 
-def write_archive(folder: Path, scenes, provisional="2100-01-01"):
+def write_archive(folder: Path, scenes, provisional="2100-01-01", reprocessed=False):
     """Write the archive and its catalog, and return the catalog's path."""
-    state = {"scenes": list(scenes), "provisional": provisional}
+    state = {"scenes": list(scenes), "provisional": provisional, "reprocessed": reprocessed}
     (folder / "archive.json").write_text(json.dumps(state))
     catalog = folder / "catalog.yml"
     catalog.write_text(CATALOG.format(archive=folder / "archive.json"))
@@ -61,6 +72,53 @@ def reads_of(folder: Path):
     lines = path.read_text().splitlines() if path.exists() else []
     path.unlink(missing_ok=True)
     return [tuple(line.split()) for line in lines]
+
+
+def build(folder, end, name="a.zarr"):
+    cube = load_cube(GRID, (START, end), catalog=folder / "catalog.yml", chunks=16)
+    write_cube(cube, folder / name, shard=16, manifest={"seed": 3})
+    reads_of(folder)
+    return folder / name
+
+
+def update(folder, until=LATER, name="a.zarr", **kwargs):
+    return update_cube(folder / name, until=until, catalog=folder / "catalog.yml", **kwargs)
+
+
+def shards_of(store):
+    """SHA-256 and time of change of every shard by its path."""
+    return {
+        path.relative_to(store).as_posix(): (
+            hashlib.sha256(path.read_bytes()).hexdigest(),
+            path.stat().st_mtime_ns,
+        )
+        for path in store.rglob("c/*")
+        for path in ([path] if path.is_file() else path.rglob("*"))
+        if path.is_file()
+    }
+
+
+def data_of(store, files_of):
+    """Every file but those that tell of the history."""
+    return {
+        key: content
+        for key, content in files_of(store).items()
+        if not key.startswith("_smgrid/") and key != "zarr.json"
+    }
+
+
+def let_viirs_stand_in(archive, last_day):
+    """Let NDVI come from another source after this day."""
+    catalog = write_archive(archive, OLD + NEW)
+    ndvi = "  ndvi:\n"
+    viirs = (
+        "  viirs:\n    loader: tests.cube.archive:load_replacement\n    provides: [ndvi]\n"
+        f"    native_resolution: 200\n    options: {{archive: {archive / 'archive.json'}}}\n"
+    )
+    text = catalog.read_text()
+    catalog.write_text(
+        text.replace(ndvi, f"{viirs}{ndvi}    fallbacks: [viirs]\n    last_day: {last_day}\n")
+    )
 
 
 def _lazy(spec, name, steps, grid, chunk, low, high, provisional="2100-01-01"):
@@ -95,18 +153,22 @@ def _archive(spec):
 
 def load_scenes(spec, grid, period, *, chunks=512):
     """Scenes of the period."""
-    times = pd.DatetimeIndex(sorted(_archive(spec)["scenes"])).as_unit("ns")
+    state = _archive(spec)
+    times = pd.DatetimeIndex(sorted(state["scenes"])).as_unit("ns")
     times = times[(times >= period.start) & (times < period.end + pd.Timedelta("1D"))]
     chunk = (1, chunks, chunks)
     data = {
-        "vv": _lazy(spec, "vv", times.values, grid, chunk, -20, -5),
+        "vv": _lazy(spec, "vv", times.values, grid, chunk, -20, -5) + 2 * state["reprocessed"],
         "vh": _lazy(spec, "vh", times.values, grid, chunk, -28, -12),
     }
     for variable in data.values():
         variable.attrs |= {"convention": "sigma0", "averaging": "db"}
     n = len(times)
     return xr.Dataset(data, {**grid_coords(grid), "time": times}).assign_coords(
-        platform=("time", [f"sentinel-1{'ac'[t.year % 2]}" for t in times]),
+        platform=(
+            "time",
+            ["other" if state["reprocessed"] else f"sentinel-1{'ac'[t.year % 2]}" for t in times],
+        ),
         orbit_state=("time", ["descending"] * n),
         relative_orbit=("time", np.full(n, 37, "int16")),
     )
@@ -138,7 +200,8 @@ def load_series(spec, grid, period, *, chunks=512):
 
 
 def load_replacement(spec, grid, period, *, chunks=512):
-    """Another sensor's composites, bridged to those of `load_series`."""
+    """Another sensor's composites, bridged to those of `load_series` but for a constant."""
     ds = load_series(spec, grid, period, chunks=chunks)
+    ds["ndvi"] = describe(ds["ndvi"] + 0.1, "ndvi")
     ds["ndvi"].attrs |= {"composite_days": 8, "approximate": 1, "approximate_note": "bridged"}
     return ds

@@ -12,6 +12,7 @@ from odc.geo.geobox import GeoBox
 
 from smgrid.grid import coarsen_grid, grid_coords
 from smgrid.schema import describe
+from tests.cube.archive import NEW, OLD, write_archive
 
 GRID = GeoBox.from_bbox((500_000, 2_200_000, 504_000, 2_203_000), crs="EPSG:32648", resolution=100)
 TIMES = np.array(
@@ -111,3 +112,9 @@ def files_of() -> Callable[[Path], dict[str, bytes]]:
         return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
     return read
+
+
+@pytest.fixture
+def archive(tmp_path):
+    write_archive(tmp_path, OLD + NEW)
+    return tmp_path

@@ -1,5 +1,6 @@
 """Blocks that fail when they are computed, once, a few times or always, in any process."""
 
+import errno
 from pathlib import Path
 
 
@@ -42,3 +43,19 @@ class Flaky:
         if self.calls <= self.times:
             raise self.error
         return block
+
+
+def interrupt(monkeypatch, *, after):
+    """Let the store's files fail like a process that dies after so many writes."""
+    from zarr.storage import LocalStore
+
+    original, count = LocalStore.set, [0]
+
+    async def set_or_die(self, key, value):
+        if "writer-" not in key:
+            count[0] += 1
+            if count[0] > after:
+                raise OSError(errno.EIO, "gone", key)
+        return await original(self, key, value)
+
+    monkeypatch.setattr(LocalStore, "set", set_or_die)

@@ -7,16 +7,22 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import dask
+import numpy as np
 import pytest
 
 from smgrid.cube import lock
+from smgrid.cube.guarding import Failed
 from smgrid.cube.inspect import inspect
-from smgrid.cube.lock import read_writers, writing
-from smgrid.cube.storage import open_store
+from smgrid.cube.lock import Claim, read_writers, writing
+from smgrid.cube.record import read_record
+from smgrid.cube.storage import open_store, write_bytes
 from smgrid.cube.store import open_cube, write_cube
 from smgrid.cube.verify import verify
+from smgrid.cube.writing import Target, Written, write_unit
 from smgrid.errors import StoreInUseError
 
 WRITER = Path(__file__).with_name("kill_writer.py")
@@ -32,8 +38,8 @@ def leases_of(store):
     return sorted(path.name for path in (store / "_smgrid").glob("writer-*"))
 
 
-def leave_lease(store, number=1, **changes):
-    """Write the lease of another process, by default of one that is dead."""
+def leave_lease(store, number=1, silent=0, **changes):
+    """Write the lease of another process, by default of one that is dead; silent for [s]."""
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     content = {
@@ -42,7 +48,7 @@ def leave_lease(store, number=1, **changes):
         "process_started": time.time(),
         "namespace": lock._namespace(),
         "since": "2024-01-01T00:00:00+00:00",
-        "seen": time.time(),
+        "seen": time.time() - silent,
         "token": f"token{number}",
     }
     path = store / f"_smgrid/writer-{number:06d}.json"
@@ -84,8 +90,8 @@ def test_inspect_names_the_writer(soil_map, store):
         {},
         {"pid": os.getpid()},  # of a process that had this number before
         {"pid": os.getpid(), "token": "forgotten"},
-        {"host": "elsewhere", "seen": time.time() - 700},
-        {"namespace": "another", "seen": time.time() - 700},
+        {"host": "elsewhere", "silent": 700},
+        {"namespace": "another", "silent": 700},
         {"pid": 1, "process_started": 5.0},
     ],
 )
@@ -110,7 +116,7 @@ def test_a_process_that_nobody_has_waited_for_is_dead(soil_map, store):
     "changes",
     [
         {"host": "elsewhere"},
-        {"host": "elsewhere", "seen": time.time() - 500},
+        {"host": "elsewhere", "silent": 500},
         {"namespace": "another"},
         {"pid": os.getppid(), "process_started": None},
     ],
@@ -205,6 +211,15 @@ def test_who_has_lost_the_store_stops(soil_map, store, monkeypatch, loss):
     assert leases_of(store) == (["writer-000002.json"] if loss == "succeeded" else [])
 
 
+def test_a_lease_that_was_renewed_too_late_is_taken_back(store):
+    """The sign of life came when another process had looked at the store and taken over."""
+    with writing(open_store(store, "write"), str(store)) as lease:
+        leave_lease(store, 2)
+        with pytest.raises(StoreInUseError, match="lost the right to write"):
+            lease.confirm()
+        assert leases_of(store) == ["writer-000002.json"]
+
+
 def test_a_writer_that_was_paused_at_its_last_step_does_not_close_the_store(soil_map, store):
     """Its next sign of life, which would tell it of the takeover, is not due before it ends."""
 
@@ -216,6 +231,107 @@ def test_a_writer_that_was_paused_at_its_last_step_does_not_close_the_store(soil
     with pytest.raises(StoreInUseError, match="lost the right to write"):
         write_cube(soil_map, store, shard=16, progress=lose)
     assert inspect(store).status == "incomplete"
+
+
+@pytest.mark.parametrize(
+    ("content", "written"),
+    [
+        (b'{"token": "mine"}', True),
+        (b'{"tok', True),  # half of it: no proof that it was lost
+        (b"", True),
+        (b'{"token": "another"}', False),
+        (None, False),
+    ],
+)
+def test_a_unit_is_written_under_its_lease_alone(soil_map, store, content, written):
+    """Tasks on a cluster may outlive the process that sent them."""
+    write_cube(soil_map, store, shard=16)
+    shard = store / "flags/c/0/0/0"
+    before = shard.read_bytes()
+    opened = open_store(store, "write")
+    if content is not None:
+        write_bytes(opened, LEASE, content)
+    digest = read_record(opened, str(store)).digest
+    target = Target(str(store), digest, ("flags",), Claim(LEASE, "mine"))
+    outcome = write_unit(target, (0, 0, 0), np.full((1, 16, 16), 7, "uint16"))
+    if written:
+        assert isinstance(outcome, Written)
+        assert shard.read_bytes() != before
+    else:
+        assert isinstance(outcome, Failed)
+        assert outcome.in_store
+        assert isinstance(outcome.error, StoreInUseError)
+        assert "has ended or has lost the right to write" in str(outcome.error)
+        assert shard.read_bytes() == before
+
+
+@pytest.mark.parametrize("scheduler", ["threads", "synchronous"])
+def test_a_unit_that_misses_its_lease_ends_the_run_at_once(soil_map, store, scheduler):
+    """Long before the next sign of life, and without a write."""
+    shards = []
+
+    def lose(event):
+        if event.done == 3:
+            (store / LEASE).unlink()
+            leave_lease(store, 2)
+            shards.extend(store.glob("*/c/*/*/*"))
+
+    with (
+        dask.config.set(scheduler=scheduler, num_workers=1),
+        pytest.raises(StoreInUseError, match="no sign of life"),
+    ):
+        write_cube(soil_map, store, shard=16, progress=lose)
+    # At most the unit that had looked before.
+    assert len(set(store.glob("*/c/*/*/*")) - set(shards)) <= 3
+    assert leases_of(store) == ["writer-000002.json"]
+
+
+@pytest.mark.slow
+def test_tasks_that_outlive_an_aborted_write_write_nothing(soil_map, store, tmp_path):
+    distributed = pytest.importorskip("distributed")
+
+    def wait(block):
+        """Let eight blocks pass, whichever come first, and the others when the gate is open."""
+        for number in range(8):
+            with suppress(FileExistsError):
+                tmp_path.joinpath(f"passed-{number}").touch(exist_ok=False)
+                return block
+        tmp_path.joinpath(f"waiting-{os.getpid()}").touch()
+        while not tmp_path.joinpath("gate").exists():
+            time.sleep(0.01)
+        tmp_path.joinpath("through").touch()
+        return block
+
+    blocks = soil_map.flags.data
+    waiting = blocks.map_blocks(wait, dtype=blocks.dtype, meta=blocks._meta)
+    # One variable: reading a block and writing it are then fused into one task.
+    ds = soil_map[["flags"]].assign(flags=soil_map.flags.copy(data=waiting))
+
+    def abort(event):
+        if event.done == 1:
+            while len([*tmp_path.glob("waiting-*")]) < 2:
+                time.sleep(0.01)
+            raise KeyboardInterrupt
+
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                write_cube(ds, store, shard=16, progress=abort)
+            shards = sorted(store.glob("*/c/*/*/*"))
+            assert (leases_of(store), len(shards)) == ([], 8)
+        finally:
+            tmp_path.joinpath("gate").touch()
+        while any(client.run(lambda dask_worker: len(dask_worker.state.executing)).values()):
+            time.sleep(0.05)
+        assert tmp_path.joinpath("through").exists()
+        assert sorted(store.glob("*/c/*/*/*")) == shards
+    write_cube(soil_map[["flags"]], store, shard=16)
+    assert verify(store).ok
 
 
 def test_a_complete_store_needs_no_lease(soil_map, store):

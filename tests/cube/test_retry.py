@@ -330,7 +330,8 @@ def test_a_cluster_writes_the_same_bytes_and_tries_failing_units_again(
     failed = ledger_of(tmp_path / "c")
     assert {line["kind"] for line in failed} == {"KilledWorker"}
     assert [2, 1, 1] in [line["index"] for line in failed]
-    assert write_cube(soil_map, tmp_path / "c", shard=16).written == len(failed)
+    # What had been written before the worker died and could not say so is there already.
+    assert 1 <= write_cube(soil_map, tmp_path / "c", shard=16).written <= len(failed)
     assert files_of(tmp_path / "c") == files_of(tmp_path / "map")
 
 

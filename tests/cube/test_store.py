@@ -334,6 +334,7 @@ def test_a_store_of_another_format_version_is_refused(soil_map, store):
         ("_smgrid/template.json", '{"smgrid_format": 1}'),
         ("_smgrid/update.json", "{}"),
         ("_smgrid/update.json", '{"files": 3, "redo": {}, "before": {}}'),
+        ("_smgrid/update.json", '{"files": {}, "redo": {"base": {"time": 3}}, "before": {}}'),
         ("zarr.json", "{}"),
         ("zarr.json", "[]"),
         ("zarr.json", '{"attributes": {"smgrid_status": "complete"}}'),

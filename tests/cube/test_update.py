@@ -1,7 +1,5 @@
 """A cube goes on: what is there keeps its bytes, what is new is what a new build would hold."""
 
-import errno
-import hashlib
 import json
 import re
 
@@ -9,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from odc.geo.geobox import GeoBox
 from typer.testing import CliRunner
 
 from smgrid.cli import app
@@ -26,56 +23,27 @@ from smgrid.errors import (
     TemplateMismatchError,
     UnitsFailedError,
 )
-from tests.cube.archive import reads_of, write_archive
-
-GRID = GeoBox.from_bbox((500_000, 2_200_000, 504_000, 2_203_200), crs="EPSG:32648", resolution=100)
-START, END, LATER = "2022-01-01", "2023-06-30", "2024-02-10"
-OLD = ["2023-05-02T22:45:11", "2023-05-14T22:45:12", "2023-06-20T11:02:05"]
-NEW = ["2023-07-07T22:45:13", "2023-12-31T22:45:14", "2024-02-10T23:59:59"]
+from tests.cube.archive import (
+    END,
+    GRID,
+    LATER,
+    NEW,
+    OLD,
+    START,
+    build,
+    data_of,
+    let_viirs_stand_in,
+    reads_of,
+    shards_of,
+    update,
+    write_archive,
+)
+from tests.cube.faults import interrupt
 
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch):
     monkeypatch.setenv("SMGRID_RETRY_PAUSES", "none")
-
-
-@pytest.fixture
-def archive(tmp_path):
-    write_archive(tmp_path, OLD + NEW)
-    return tmp_path
-
-
-def build(folder, end, name="a.zarr"):
-    cube = load_cube(GRID, (START, end), catalog=folder / "catalog.yml", chunks=16)
-    write_cube(cube, folder / name, shard=16, manifest={"seed": 3})
-    reads_of(folder)
-    return folder / name
-
-
-def update(folder, until=LATER, name="a.zarr", **kwargs):
-    return update_cube(folder / name, until=until, catalog=folder / "catalog.yml", **kwargs)
-
-
-def shards_of(store):
-    """SHA-256 and time of change of every shard by its path."""
-    return {
-        path.relative_to(store).as_posix(): (
-            hashlib.sha256(path.read_bytes()).hexdigest(),
-            path.stat().st_mtime_ns,
-        )
-        for path in store.rglob("c/*")
-        for path in ([path] if path.is_file() else path.rglob("*"))
-        if path.is_file()
-    }
-
-
-def data_of(store, files_of):
-    """Every file but those that tell of the history."""
-    return {
-        key: content
-        for key, content in files_of(store).items()
-        if not key.startswith("_smgrid/") and key != "zarr.json"
-    }
 
 
 def test_an_updated_cube_is_the_cube_of_the_longer_period(archive, files_of):
@@ -105,16 +73,7 @@ def test_an_updated_cube_is_the_cube_of_the_longer_period(archive, files_of):
 
 def test_a_source_that_ends_is_continued_by_the_one_that_stands_in(archive, files_of):
     """The attributes of a series change on the day when the first date of another source comes."""
-    catalog = archive / "catalog.yml"
-    ndvi = "  ndvi:\n"
-    viirs = (
-        "  viirs:\n    loader: tests.cube.archive:load_replacement\n    provides: [ndvi]\n"
-        f"    native_resolution: 200\n    options: {{archive: {archive / 'archive.json'}}}\n"
-    )
-    text = catalog.read_text()
-    catalog.write_text(
-        text.replace(ndvi, f"{viirs}{ndvi}    fallbacks: [viirs]\n    last_day: {END}\n")
-    )
+    let_viirs_stand_in(archive, END)
     store = build(archive, END)
     assert "approximate" not in open_cube(store)["x2"]["ndvi"].attrs
     update(archive)
@@ -220,39 +179,6 @@ def test_several_updates_and_their_history(archive, files_of):
     whole = build(archive, LATER, "whole.zarr")
     assert data_of(store, files_of) == data_of(whole, files_of)
     assert verify(store).ok
-
-
-def test_an_interrupted_build_is_finished_by_an_update(archive, files_of):
-    store = build(archive, END)
-    for key in ("base/vv/c/1/0/0", "base/sand/c/0/1", "x2/ndvi/c/0/0/0"):
-        (store / key).unlink()
-    update(archive)
-    whole = build(archive, LATER, "whole.zarr")
-    assert data_of(store, files_of) == data_of(whole, files_of)
-
-
-def test_a_missing_unit_of_a_withdrawn_acquisition_is_an_error(archive):
-    store = build(archive, END)
-    (store / "base/vv/c/1/0/0").unlink()
-    write_archive(archive, [OLD[0], OLD[2], *NEW])
-    with pytest.raises(StoreError, match=r"/base: units of 2023-05-14T22:45:12 are missing, and"):
-        update(archive)
-
-
-def interrupt(monkeypatch, *, after):
-    """Let the store's files fail like a process that dies after so many writes."""
-    from zarr.storage import LocalStore
-
-    original, count = LocalStore.set, [0]
-
-    async def set_or_die(self, key, value):
-        if "writer-" not in key:
-            count[0] += 1
-            if count[0] > after:
-                raise OSError(errno.EIO, "gone", key)
-        return await original(self, key, value)
-
-    monkeypatch.setattr(LocalStore, "set", set_or_die)
 
 
 @pytest.mark.parametrize("after", [0, 1, 2, 9, 40])

@@ -12,9 +12,12 @@ from typer.testing import CliRunner
 
 from smgrid.cli import app
 from smgrid.cube.inspect import inspect
+from smgrid.cube.lock import writing
+from smgrid.cube.storage import open_store
 from smgrid.cube.store import open_cube, write_cube
-from smgrid.cube.verify import verify
-from smgrid.errors import StoreError, UnitsFailedError
+from smgrid.cube.template import digest_of
+from smgrid.cube.verify import drop_damaged, verify
+from smgrid.errors import IncompleteStoreError, StoreError, StoreInUseError, UnitsFailedError
 from tests.cube.faults import raising, with_fault
 
 
@@ -194,6 +197,80 @@ def test_damage_while_a_store_is_resumed_is_not_blessed(soil_map, tmp_path):
     flip(store / "x/c/0", 3)
     write_cube(soil_map, store, shard=16)
     assert {"flags/c/0/0/0", "x/c/0"} <= {problem.key for problem in verify(store).problems}
+
+
+def lose_lines(store, name):
+    path = store / "_smgrid/sha256sums"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if name not in line))
+
+
+@pytest.mark.parametrize("part", [None, "_smgrid/sha256sums-000001"])
+def test_sums_that_were_lost_are_a_problem(store, part):
+    """With a part left over, as during an update, the manifest's sum of the sums says nothing."""
+    lose_lines(store, "base/vh/c/")
+    if part:
+        (store / part).touch()
+    report = verify(store)
+    assert not report.ok
+    assert report.unsummed == 24
+    assert [(problem.key, problem.kind) for problem in report.problems] == [
+        ("_smgrid/sha256sums", "changed")
+    ]
+    assert ("no sums of 24 shards" in str(report)) == bool(part)
+
+
+def test_a_store_that_never_had_sums_is_sound(store):
+    """As older versions left it."""
+    (store / "_smgrid/sha256sums").unlink()
+    path = store / "_smgrid/manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["smgrid_sha256sums"], manifest["smgrid_manifest_sha256"]
+    manifest["smgrid_manifest_sha256"] = digest_of(manifest)
+    path.write_text(json.dumps(manifest))
+    report = verify(store)
+    assert report.ok
+    assert report.unsummed == 30 * 2 - 6 + 2 + 4
+
+
+def test_damaged_shards_are_dropped_and_written_again(cube, store, files_of):
+    before = files_of(store)
+    flip(store / "base/vh/c/1/0/2", 40)
+    (store / "x90/tp/c/1/0/0").write_bytes(b"")
+    shutil.copy(store / "base/vv/c/0/0/0", store / "base/vv/c/3/0/0")  # sound, of another date
+    (store / "base/sand/c/0/1").unlink()
+    report = verify(store)
+    assert "smgrid.cube.verify.drop_damaged(report) deletes" in str(report)
+    assert drop_damaged(report) == 3
+    with pytest.raises(IncompleteStoreError):
+        open_cube(store)
+    lost = ["base/sand/c/0/1", "base/vh/c/1/0/2", "base/vv/c/3/0/0", "x90/tp/c/1/0/0"]
+    found = verify(store)
+    assert [(problem.key, problem.kind) for problem in found.problems] == [
+        (key, "missing") for key in lost
+    ]
+    assert before.keys() - files_of(store).keys() == {*lost}
+    assert write_cube(cube, store, shard=16).written == 4
+    assert files_of(store) == before
+    # What was found before is sound by now, and is kept.
+    assert drop_damaged(report) == 0
+    assert files_of(store) == before
+    assert verify(store).ok
+
+
+def test_nothing_is_dropped_for_sums_that_are_damaged_or_while_others_write(store, files_of):
+    path = store / "_smgrid/sha256sums"
+    text = path.read_text()
+    path.write_text(text.replace("a", "b"))
+    before = files_of(store)
+    with pytest.raises(StoreError, match=r"a\.zarr: _smgrid/sha256sums or .* copy both again"):
+        drop_damaged(verify(store))
+    assert files_of(store) == before
+    path.write_text(text)
+    flip(store / "base/vh/c/1/0/2", 40)
+    with writing(open_store(store, "write"), str(store)), pytest.raises(StoreInUseError):
+        drop_damaged(verify(store))
+    assert (store / "base/vh/c/1/0/2").exists()
 
 
 def test_shards_are_read_in_parallel_and_few_at_a_time(store):
