@@ -372,6 +372,21 @@ def verify(
         raise typer.Exit(StoreError.exit_code)
 
 
+@app.command()
+def mend(
+    store: Annotated[str, typer.Argument(help="Cube or map: a folder or a URL.")],
+) -> None:
+    """Delete the damaged shards of a store; build or update it again to add them.
+
+    Example: smgrid mend cube.zarr
+    """
+    from smgrid.cube.verify import drop_damaged
+    from smgrid.cube.verify import verify as verify_store
+
+    dropped = drop_damaged(verify_store(store))
+    _say(f"{store}: {dropped} damaged shards deleted; build or update it again to add them")
+
+
 def _print_report(store: str, report: "WriteReport") -> None:
     _say(f"{store}: {report.written} of {report.total} units written now, complete")
 
@@ -388,18 +403,3 @@ def _print_rows(rows: list[dict[str, str]], title: str) -> None:
     for row in rows:
         table.add_row(*row.values())
     _out.print(table)
-
-
-@app.command()
-def mend(
-    store: Annotated[str, typer.Argument(help="Cube or map: a folder or a URL.")],
-) -> None:
-    """Delete the damaged shards of a store; build or update it again to add them.
-
-    Example: smgrid mend cube.zarr
-    """
-    from smgrid.cube.verify import drop_damaged
-    from smgrid.cube.verify import verify as verify_store
-
-    dropped = drop_damaged(verify_store(store))
-    _say(f"{store}: {dropped} damaged shards deleted; build or update it again to add them")

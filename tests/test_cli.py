@@ -6,6 +6,8 @@ from typer.testing import CliRunner
 
 import smgrid
 from smgrid.cli import app
+from smgrid.cube.store import write_cube
+from tests.cubes import make_cube
 
 runner = CliRunner()
 
@@ -17,7 +19,7 @@ def run(*args, cwd=None):
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "build", "train", "map", "plot", "inspect", "update", "verify"]
+    "command", ["demo", "build", "train", "map", "plot", "inspect", "update", "verify", "mend"]
 )
 def test_help_of_every_command_has_an_example(command):
     result = runner.invoke(app, [command, "--help"])
@@ -71,3 +73,19 @@ def test_public_names_exist_and_are_documented():
 def test_import_is_light():
     code = "import sys, smgrid; assert not {'torch', 'xarray', 'pystac_client'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_damaged_store_is_found_mended_and_written_again(tmp_path):
+    store = tmp_path / "cube.zarr"
+    write_cube(make_cube(chunks=None), store)
+    assert run("verify", store).returncode == 0
+    shard = next(path for path in (store / "base/vv/c").rglob("*") if path.is_file())
+    good = shard.read_bytes()
+    shard.write_bytes(good[:-7])
+    found = run("verify", store)
+    assert found.returncode == 4
+    assert "base/vv" in found.stdout
+    assert "1 damaged shards deleted" in run("mend", store).stdout
+    write_cube(make_cube(chunks=None), store)
+    assert shard.read_bytes() == good
+    assert run("verify", store).returncode == 0
