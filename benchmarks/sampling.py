@@ -4,7 +4,7 @@
 
 Both read the same stored cube with a label in every pixel, make the same inputs, shuffle through a
 buffer of the same size and cut the same batches; they take turns on one thread, and the median of
-the repeats counts. The memory is the largest resident size while streaming, above that before.
+the repeats counts. The memory is the largest resident size in a first pass, above that before it.
 CPU seconds, so that other work on the machine matters less. The last line is one JSON object.
 """
 
@@ -50,7 +50,10 @@ def store_cube(folder: Path, *, edge: int, dates: int) -> xr.DataTree:
 
 
 def by_hand(cube: xr.DataTree, store: Path, labels: xr.DataArray) -> Iterator[torch.Tensor]:
-    """Read chunk by chunk with zarr, in random order, and shuffle through a buffer."""
+    """Read chunk by chunk with zarr, in random order, and shuffle through a buffer.
+
+    Rows have their inputs, label and position, and point to the series that they share.
+    """
     inputs = model_inputs(cube, LAYOUT)
     root = zarr.open_group(store, mode="r")
     rng = np.random.default_rng(0)
@@ -61,33 +64,41 @@ def by_hand(cube: xr.DataTree, store: Path, labels: xr.DataArray) -> Iterator[to
         for y in range(0, height, TILE)
         for x in range(0, width, TILE)
     ]
-    held: list[tuple[torch.Tensor, ...]] = []
-    count = 0
+    held: list[list[torch.Tensor]] = []
     for k in rng.permutation(len(blocks)):
-        t, y, x = blocks[k]
-        rows = _rows_by_hand(inputs, root, labels, t, y, x)
-        held.append(rows)
-        count += len(rows[0])
+        held.append(_rows_by_hand(inputs, root, labels, *blocks[k]))
+        count = sum(len(rows[0]) for rows in held)
         if count < BUFFER:
             continue
-        yield from _cut(held, rng)
-        held, count = [], 0
+        joined, order = _joined(held), torch.from_numpy(rng.permutation(count))
+        out = count // 2 // BATCH * BATCH
+        yield from _cut(joined, order[:out])
+        kept = [column[order[out:]] for column in joined[:-1]]
+        used, index = torch.unique(kept[1], return_inverse=True)
+        held = [[kept[0], index, *kept[2:], joined[-1][used]]]
     if held:
-        yield from _cut(held, rng)
+        joined = _joined(held)
+        yield from _cut(joined, torch.from_numpy(rng.permutation(len(joined[0]))))
 
 
-def _cut(held: list[tuple[torch.Tensor, ...]], rng: np.random.Generator) -> Iterator[torch.Tensor]:
-    columns = [torch.cat(parts) for parts in zip(*held, strict=True)]
-    order = torch.from_numpy(rng.permutation(len(columns[0])))
-    mixed = [column[order] for column in columns]
+def _joined(held: list[list[torch.Tensor]]) -> list[torch.Tensor]:
+    """Rows of all blocks; the second column points into the last, the series."""
+    before = 0
+    for rows in held:
+        rows[1] = rows[1] + before
+        before += len(rows[-1])
+    return [torch.cat(parts) for parts in zip(*held, strict=True)]
+
+
+def _cut(joined: list[torch.Tensor], order: torch.Tensor) -> Iterator[torch.Tensor]:
     for start in range(0, len(order), BATCH):
-        batch = [column[start : start + BATCH] for column in mixed]
+        batch = [column[order[start : start + BATCH]] for column in joined[:-1]]
         yield batch[0]
 
 
 def _rows_by_hand(
     inputs: ModelInputs, root: zarr.Group, labels: xr.DataArray, t: int, y: slice, x: slice
-) -> tuple[torch.Tensor, ...]:
+) -> list[torch.Tensor]:
     read = {n: _decoded(root[f"base/{n}"], (t, y, x)) for n in ("vv", "vh", "angle")}
     read |= {n: _decoded(root[f"base/{n}"], (y, x)) for n in STATIC}
     label = labels.data[t, y, x].compute().ravel()
@@ -120,11 +131,14 @@ def _rows_by_hand(
     index = (cells[0][0][:, None] * fine.shape[2] + cells[0][1][None]).ravel()
     valid = np.isfinite(snapshot).all(1) & np.isfinite(label)
     assert np.isfinite(series).all()
-    return (
+    x, y = np.meshgrid(grid.coords["x"].values, grid.coords["y"].values)
+    return [
         torch.from_numpy(snapshot[valid]),
         torch.from_numpy(index[valid]),
         torch.from_numpy(label[valid]),
-    )
+        torch.from_numpy(np.stack([x.ravel(), y.ravel()], axis=1)[valid]),
+        torch.from_numpy(series),
+    ]
 
 
 def _decoded(array: zarr.Array, key: tuple[object, ...]) -> np.ndarray:
@@ -164,11 +178,11 @@ def measure(edge: int, dates: int, repeats: int) -> dict[str, float]:
 
         process = psutil.Process()
         ours, theirs = [], []
-        streamed()
         before = process.memory_info().rss
+        stream = stream_samples(cube, labels, layout=LAYOUT, batch_size=BATCH, buffer=BUFFER)
+        peak = max(process.memory_info().rss for _ in stream)
         for _ in range(repeats):
             ours.append(cpu_seconds(streamed))
-            peak = process.memory_info().rss
             theirs.append(cpu_seconds(read))
     count = ours[0][1]
     assert count == theirs[0][1]

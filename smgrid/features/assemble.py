@@ -113,8 +113,10 @@ def block_features(block: Block, layout: FeatureLayout) -> BlockFeatures:
     complete = np.asarray(np.isfinite(windows).all(axis=(1, 2)))
     valid: BoolArray = np.isfinite(columns).all(axis=1) & complete[cell]
 
-    used, index = np.unique(cell[valid], return_inverse=True)
-    snapshot, snapshot_clipped = scale_columns(columns[valid], layout)
+    if not valid.all():
+        columns, cell = columns[valid], cell[valid]
+    used, index = _used(cell, len(windows))
+    snapshot, snapshot_clipped = scale_columns(columns, layout)
     series, series_clipped = scale_series(windows[used], layout)
     series_any = np.asarray(series_clipped.any(axis=(1, 2)))
     clipped: BoolArray = snapshot_clipped.any(axis=1) | series_any[index]
@@ -122,7 +124,7 @@ def block_features(block: Block, layout: FeatureLayout) -> BlockFeatures:
         valid=valid.reshape(block.grid.shape),
         snapshot=snapshot,
         series=series,
-        series_index=index.astype(np.int64),
+        series_index=index,
         clipped=clipped,
     )
 
@@ -186,6 +188,14 @@ def _distinct_cells(block: Block) -> tuple[IntArray, dict[str, tuple[IntArray, I
         for i, name in enumerate(SERIES_FEATURES)
     }
     return cell, cells
+
+
+def _used(cell: IntArray, count: int) -> tuple[BoolArray, IntArray]:
+    """Return which of the cells are used, and the position among those of each pixel's cell."""
+    used = np.zeros(count, np.bool_)
+    used[cell] = True
+    position = np.cumsum(used, dtype=np.int64) - 1
+    return used, position[cell]
 
 
 def _distinct(indices: list[IntArray]) -> tuple[IntArray, IntArray]:

@@ -1,6 +1,7 @@
 """Elevation, slope and aspect from a digital elevation model."""
 
 from functools import reduce
+from typing import Any, TypeAlias
 
 import dask
 import dask.array
@@ -13,7 +14,7 @@ from pyproj import Proj
 
 from smgrid.catalog import SourceSpec, check_options
 from smgrid.errors import CatalogError, GridError
-from smgrid.grid import grid_coords, iter_tiles, pad_grid, require_north_up
+from smgrid.grid import grid_coords, iter_tiles, pad_grid, require_north_up, transform_points
 from smgrid.resample import area_average
 from smgrid.schema import check_range, convert_units, describe
 from smgrid.sources.bilinear import Sampling, bilinear
@@ -31,6 +32,10 @@ _MAX_EDGE = 2048
 _FLAT = 1e-6
 # Relative error of distances on the map that slopes may inherit.
 _MAX_DISTORTION = 0.05
+# Angle between the columns of a grid and north [degree] below which they are the same.
+_NO_CONVERGENCE = 1e-3
+
+Lengths: TypeAlias = float | npt.NDArray[np.float64]
 
 
 def load(spec: SourceSpec, grid: GeoBox, period: Period, *, chunks: int = 512) -> xr.Dataset:
@@ -56,7 +61,8 @@ def load(spec: SourceSpec, grid: GeoBox, period: Period, *, chunks: int = 512) -
     Raises
     ------
     GridError
-        If distances on `grid` are not in metres or distorted by more than 5 %.
+        If distances on `grid` are not in metres, or distorted by more than 5 % on a projection that
+        is not cylindrical.
     NoDataError, SourceError
         If nothing covers the grid, or a file cannot be read.
 
@@ -94,7 +100,7 @@ def load(spec: SourceSpec, grid: GeoBox, period: Period, *, chunks: int = 512) -
 
 
 def compute_gradient(
-    elevation: npt.NDArray[np.float64], *, width: float, height: float
+    elevation: npt.NDArray[np.float64], *, width: Lengths, height: Lengths
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return the eastward and northward slope of a surface [m/m] by Horn's method.
 
@@ -103,7 +109,7 @@ def compute_gradient(
     elevation
         Heights (y, x) [m], north up.
     width, height
-        Pixel size [m].
+        Pixel size on the ground [m], one for all or one per row, (y, 1).
 
     Returns
     -------
@@ -121,8 +127,9 @@ def compute_gradient(
     along_x = z[:, :-2] + 2.0 * z[:, 1:-1] + z[:, 2:]
     hole = 0.0 * z[1:-1, 1:-1]  # Horn's weights leave the centre out
     eastward, northward = np.full(z.shape, np.nan), np.full(z.shape, np.nan)
-    eastward[1:-1, 1:-1] = (along_y[:, 2:] - along_y[:, :-2]) / (8.0 * width) + hole
-    northward[1:-1, 1:-1] = (along_x[:-2] - along_x[2:]) / (8.0 * height) + hole
+    wide, high = (np.broadcast_to(size, (len(z), 1))[1:-1] for size in (width, height))
+    eastward[1:-1, 1:-1] = (along_y[:, 2:] - along_y[:, :-2]) / (8.0 * wide) + hole
+    northward[1:-1, 1:-1] = (along_x[:-2] - along_x[2:]) / (8.0 * high) + hole
     return eastward, northward
 
 
@@ -158,15 +165,42 @@ def _require_metric(grid: GeoBox) -> None:
     if crs.geographic or crs.proj.axis_info[0].unit_name not in ("metre", "meter"):
         msg = f"slopes need a grid in metres, found {crs}; make it with make_grid(..., crs='utm')"
         raise GridError(msg)
-    lon, lat = grid.geographic_extent.centroid.coords[0]
-    factors = Proj(crs.proj).get_factors(lon, lat)
+    factors = _scale_at(grid.center_pixel)
     distortion = max(abs(factors.meridional_scale - 1), abs(factors.parallel_scale - 1))
-    if not distortion <= _MAX_DISTORTION:
+    if distortion > _MAX_DISTORTION and not _is_cylindrical(grid):
+        lon, lat = grid.geographic_extent.centroid.coords[0]
         msg = (
             f"distances on {crs} are wrong by {distortion:.0%} at {lat:.1f} N {lon:.1f} E, and so "
             "would be slopes; make the grid with make_grid(..., crs='utm')"
         )
         raise GridError(msg)
+
+
+def _is_cylindrical(grid: GeoBox) -> bool:
+    """Whether columns run north and rows east, as on EASE grids: then scales repair distances."""
+    corners = (grid[0, 0], grid[0, -1], grid[-1, 0], grid[-1, -1])
+    return all(abs(_scale_at(corner).meridian_convergence) < _NO_CONVERGENCE for corner in corners)
+
+
+def _scale_at(pixel: GeoBox) -> Any:
+    lon, lat = pixel.geographic_extent.centroid.coords[0]
+    return Proj(require_north_up(pixel).proj).get_factors(lon, lat)
+
+
+def _ground_size(grid: GeoBox) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return how wide and high the pixels of each row are on the ground, (y, 1) [m]."""
+    width, height = np.full((2, grid.shape.y, 1), [[[grid.resolution.x]], [[-grid.resolution.y]]])
+    if not _is_cylindrical(grid):
+        return width, height
+    coords = grid_coords(grid)
+    y = coords["y"].values
+    x = np.full_like(y, coords["x"].values.mean())
+    lon, lat = transform_points(x, y, grid.crs, "EPSG:4326")
+    factors = Proj(require_north_up(grid).proj).get_factors(lon, lat)
+    parallel, meridional = (
+        np.asarray(scale)[:, None] for scale in (factors.parallel_scale, factors.meridional_scale)
+    )
+    return width / parallel, height / meridional
 
 
 def _open_elevation(spec: SourceSpec, fine: GeoBox) -> xr.DataArray:
@@ -222,9 +256,10 @@ def _compute_terrain(
     check_range(z, "elevation", where="the digital elevation model")
     fine = sampling.grid[sampling.window]
     surface = continue_surface(z)
+    width, height = _ground_size(fine)
     eastward, northward = (
         np.where(np.isnan(z), np.nan, part)
-        for part in compute_gradient(surface, width=fine.resolution.x, height=-fine.resolution.y)
+        for part in compute_gradient(surface, width=width, height=height)
     )
     steepness = np.hypot(eastward, northward)
     is_flat = steepness < _FLAT

@@ -68,7 +68,11 @@ def load_per_orbit(
         loaded = load_items(spec, members, fine, assets=assets, groups=orbits, chunks=edge)
         is_fine = pixel_metres(lattice) <= pixel_metres(grid)
         onto = _average if is_fine else _interpolate
-        parts.append(prepare(loaded).map(onto, grid=grid, chunks=chunks))
+        fields = prepare(loaded).data_vars
+        # Not Dataset.map: it gives the new spatial_ref the attributes, and so the CRS, of the old.
+        parts.append(
+            xr.Dataset({n: onto(da, grid=grid, chunks=chunks) for n, da in fields.items()})
+        )
     merged = reduce(lambda first, second: first.combine_first(second), parts)
     merged = merged.rename(group="relative_orbit")
     merged = merged.chunk({"relative_orbit": 1, "y": chunks, "x": chunks})

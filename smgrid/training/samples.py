@@ -372,18 +372,13 @@ def _shuffled(
             continue
         # Half of the buffer stays behind, so that batches mix blocks that were read far apart.
         out = max(count // 2 // batch_size, 1) * batch_size
-        mixed = _permuted(held, rng)
-        yield from _batches(mixed.take(np.arange(out)), batch_size)
-        held, count = [mixed.take(np.arange(out, count)).compact()], count - out
+        joined, order = join_samples(held), rng.permutation(count)
+        yield from _batches(joined, order[:out], batch_size)
+        held, count = [joined.take(order[out:]).compact()], count - out
     if count:
-        yield from _batches(_permuted(held, rng), batch_size)
+        yield from _batches(join_samples(held), rng.permutation(count), batch_size)
 
 
-def _permuted(parts: list[Samples], rng: np.random.Generator) -> Samples:
-    joined = join_samples(parts)
-    return joined.take(rng.permutation(len(joined)))
-
-
-def _batches(samples: Samples, size: int) -> Iterator[Samples]:
-    for start in range(0, len(samples), size):
-        yield samples.take(np.arange(start, min(start + size, len(samples))))
+def _batches(samples: Samples, order: npt.NDArray[np.int64], size: int) -> Iterator[Samples]:
+    for start in range(0, len(order), size):
+        yield samples.take(order[start : start + size])
