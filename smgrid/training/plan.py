@@ -159,10 +159,11 @@ class MSDA:
     domain_loss
         That distance: ``"coral"``, ``"mmd"`` or ``"linear_mmd"``.
     batch_norm
-        ``"joint"``, as published: the domains go through the network together, and batch norms
-        mix their statistics. ``"separate"``: each domain is normalised by its own; those of the
-        fine domains, labelled and not, enter the running ones. ``"frozen"``: all are normalised by
-        the running statistics of the pre-trained network, which stay.
+        ``"separate"`` (default): each domain is normalised by its own statistics; those of the fine
+        domains, labelled and not, enter the running ones. ``"joint"``, as published: the domains go
+        through the network together, and batch norms mix their statistics, coarse cells among
+        those that maps are normalised by later. ``"frozen"``: all are normalised by the running
+        statistics of the pre-trained network, which stay.
     ratio
         Unlabelled and coarse samples in a step per labelled fine one.
     """
@@ -170,7 +171,7 @@ class MSDA:
     alpha: float = 0.7
     beta: float | Literal["auto"] = "auto"
     domain_loss: DomainLoss = "coral"
-    batch_norm: Literal["joint", "separate", "frozen"] = "joint"
+    batch_norm: Literal["joint", "separate", "frozen"] = "separate"
     ratio: int = 1
 
     def __post_init__(self) -> None:

@@ -1,0 +1,99 @@
+"""The coarse-to-fine job as an operator runs it: two cubes, one file, one command."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import smgrid
+
+pytestmark = pytest.mark.slow
+
+SCRIPT = Path(__file__).resolve().parents[2] / "pipelines" / "train.py"
+JOB = """
+coarse: {cube: coarse.zarr, blocks_km: 9, tolerance_hours: 48}
+fine: {cube: fine.zarr, stations: fine/ismn, coarse_km: null, train_on: 3, unlabelled: 500}
+out: run
+sizes: small
+pretraining: {epochs: 2, average_from: 1, batch_size: 64}
+adaptation: {epochs: 2, average_from: 1, label_loss: mse}
+msda: {batch_norm: separate}
+"""
+
+
+def run(folder, name="job.yml"):
+    command = [sys.executable, str(SCRIPT), name]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A coarse world of 40 km and a fine one of 2 km, with their cubes."""
+    folder = tmp_path_factory.mktemp("train")
+    coarse = smgrid.simulate_world(
+        folder / "coarse", size_km=40, months=1, resolution=1000, spacing=1000, stations=1
+    )
+    box = coarse.grid.extent.to_crs("EPSG:4326").boundingbox
+    grid = smgrid.ease_grid(9, (box.left + 0.1, box.bottom + 0.1, box.right - 0.1, box.top - 0.1))
+    fine = smgrid.simulate_world(folder / "fine", size_km=2, months=1, spacing=50, stations=14)
+    for world, target, name in ((coarse, grid, "coarse"), (fine, fine.grid, "fine")):
+        cube = smgrid.load_cube(target, world.period, catalog=world.catalog, scenes=world.scenes)
+        smgrid.write_cube(cube, folder / f"{name}.zarr")
+    (folder / "job.yml").write_text(JOB)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(folder):
+    return run(folder)
+
+
+def test_the_job_leaves_an_ensemble_and_a_report(folder, done):
+    assert done.returncode == 0, done.stderr
+    report = json.loads((folder / "run/report.json").read_text())
+    assert set(report["scores"]) == {"pretrained", "adapted"}
+    assert report["scores"]["adapted"]["n"] > 0
+    ensemble = smgrid.load_ensemble(folder / report["ensemble"])
+    facts = ensemble.card["training"]
+    assert facts["adaptation"]["batch_norm"] == "separate"
+    assert facts["samples"]["fine"]["stations"] == 3
+    assert facts["started_from"] == smgrid.load_ensemble(folder / "run/pretraining/ensemble").digest
+
+
+def test_no_station_of_the_test_was_trained_on(folder, done):
+    split = json.loads((folder / "run/report.json").read_text())["split"]
+    assert split["groups"]["training"] + split["groups"]["test"] <= 14
+
+
+def test_a_second_run_trains_nothing(folder, done):
+    before = {p: p.stat().st_mtime_ns for p in (folder / "run").rglob("*.safetensors")}
+    assert run(folder).returncode == 0
+    assert {p: p.stat().st_mtime_ns for p in (folder / "run").rglob("*.safetensors")} == before
+
+
+def test_samples_of_another_job_are_not_taken_for_those_of_this_one(folder, done):
+    (folder / "other.yml").write_text(JOB.replace("tolerance_hours: 48", "tolerance_hours: 12"))
+    result = run(folder, "other.yml")
+    assert result.returncode == 2
+    assert "holds samples of another job" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        (("epochs: 2", "epoch: 2"), 2, "unknown epoch"),
+        (("fine/ismn", "nowhere"), 3, "nowhere"),
+        (("coarse.zarr", "fine.zarr"), 2, "Build a cube on the grid of the labels"),
+        (("out: run", "out: run\nstation: 3"), 2, "station"),
+        (("train_on: 3", "train_on: 0"), 2, "train_on"),
+    ],
+)
+def test_a_bad_job_is_one_message(folder, tmp_path, change, code, message):
+    text = JOB.replace(*change).replace("out: run", f"out: {tmp_path}/bad")
+    (folder / "bad.yml").write_text(text)
+    result = run(folder, "bad.yml")
+    assert "Traceback" not in result.stderr
+    assert message in result.stderr
+    assert result.returncode == code
