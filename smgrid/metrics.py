@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import dask
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
 
 from smgrid.errors import NoDataError
@@ -74,15 +75,41 @@ def score(estimate: xr.DataArray, reference: xr.DataArray) -> Scores:
     # Centred second moments: raw ones lose digits when the spread is small beside the mean.
     dx, dy = (x - mean_x).where(pair), (y - mean_y).where(pair)
     xx, yy, xy = (float(v) for v in dask.compute((dx**2).mean(), (dy**2).mean(), (dx * dy).mean()))
-    bias = float(mean_x - mean_y)
+    return _from_moments(int(n), float(mean_x - mean_y), (xx, yy, xy), float(valid))
+
+
+def score_arrays(estimate: npt.NDArray[np.floating], reference: npt.NDArray[np.floating]) -> Scores:
+    """Score plain arrays of one shape as `score` does; NaN is missing.
+
+    Raises
+    ------
+    NoDataError
+        No pair.
+    """
+    pair = np.isfinite(estimate) & np.isfinite(reference)
+    x, y = estimate[pair].astype(np.float64), reference[pair].astype(np.float64)
+    if not x.size:
+        raise NoDataError("the estimate and the reference have no pair of values in common")
+    low, high = VALID_RANGE
+    dx, dy = x - x.mean(), y - y.mean()
+    moments = (float((dx * dx).mean()), float((dy * dy).mean()), float((dx * dy).mean()))
+    valid = float(((x >= low) & (x <= high)).mean())
+    return _from_moments(x.size, float(x.mean() - y.mean()), moments, valid)
+
+
+def _from_moments(
+    n: int, bias: float, moments: tuple[float, float, float], valid_share: float
+) -> Scores:
+    """Return scores from the bias and the variances and covariance of both."""
+    xx, yy, xy = moments
     variance = max(xx + yy - 2 * xy, 0.0)
     return Scores(
-        n=int(n),
+        n=n,
         bias=bias,
         rmse=float(np.sqrt(variance + bias**2)),
         ubrmse=float(np.sqrt(variance)),
         r=float(xy / np.sqrt(xx * yy)) if xx > 0 and yy > 0 else float("nan"),
-        valid_share=float(valid),
+        valid_share=valid_share,
     )
 
 

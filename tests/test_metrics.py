@@ -3,7 +3,7 @@ import pytest
 import xarray as xr
 
 from smgrid.errors import NoDataError
-from smgrid.metrics import coverage, score
+from smgrid.metrics import coverage, score, score_arrays
 
 
 def line(values):
@@ -51,3 +51,16 @@ def test_coverage_counts_reference_values_within_the_spread():
     truth = line([0.24, 0.16, 0.29, 0.2])
     assert coverage(estimate, spread, truth) == pytest.approx(2 / 3)
     assert coverage(estimate, spread, truth, factor=2) == 1
+
+
+def test_plain_arrays_score_alike():
+    rng = np.random.default_rng(4)
+    x, y = rng.random((2, 50, 3))
+    x[3, 1] = y[7, 2] = np.nan
+    lazy = score(xr.DataArray(x).chunk(), xr.DataArray(y).chunk())
+    plain = score_arrays(x, y)
+    assert plain.n == lazy.n == 148
+    for name in ("bias", "rmse", "ubrmse", "r", "valid_share"):
+        assert getattr(plain, name) == pytest.approx(getattr(lazy, name), rel=1e-12)
+    with pytest.raises(NoDataError, match="no pair"):
+        score_arrays(x * np.nan, y)

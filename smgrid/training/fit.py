@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import xarray as xr
 
 from smgrid import __version__
 from smgrid.errors import ConfigError
 from smgrid.features.layout import FeatureLayout
-from smgrid.metrics import score
+from smgrid.metrics import score_arrays
 from smgrid.models.bundle import load_ensemble, save_ensemble
 from smgrid.models.densesm import ConvBlock, DenseSM
 from smgrid.models.ensemble import Ensemble
@@ -377,7 +376,7 @@ def _untrained(
 def _scores(network: DenseSM, validation: Samples) -> dict[str, Any]:
     with torch.inference_mode():
         parts = [network(x) for x in validation.features.split(_ROWS)]
-    found = score(xr.DataArray(torch.cat(parts).numpy()), xr.DataArray(validation.label.numpy()))
+    found = score_arrays(torch.cat(parts).numpy(), validation.label.numpy())
     numbers = {k: v for k, v in asdict(found).items() if k != "n" and np.isfinite(v)}
     return {"depth": network.depth, "width": network.width, **numbers}
 

@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import xarray as xr
 from torch import Tensor
 
 from smgrid.errors import ConfigError
-from smgrid.metrics import Scores, score
+from smgrid.metrics import Scores, score_arrays
 from smgrid.models.densesm import DenseSM
 from smgrid.training.batches import Batch, Source, Step, epoch_steps
 from smgrid.training.branch import steps_first
@@ -327,7 +326,7 @@ class Job:
     @torch.no_grad()
     def _validate(self) -> dict[int, Scores]:
         found: dict[int, Scores] = {}
-        label = xr.DataArray(self.validation.label.numpy())
+        label = self.validation.label.cpu().numpy()
         for stack in self.state.averages:
             predictions = []
             for start in range(0, len(self.validation), _ROWS):
@@ -338,7 +337,7 @@ class Job:
                 predictions.append(stack(part.inputs, features).prediction.cpu())
             whole = torch.cat(predictions, dim=1).numpy()
             for number, own in zip(stack.numbers, whole, strict=True):
-                found[number] = score(xr.DataArray(own), label)
+                found[number] = score_arrays(own, label)
         return found
 
 
