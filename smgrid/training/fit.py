@@ -182,7 +182,7 @@ def finetune(
     plan
         Rates and rules.
     msda
-        How the domains are joined; default: as published, where there are other domains.
+        How the domains are joined; default: `MSDA` where there are other domains.
     out, device, on_epoch, card
         As for `fit`.
 
@@ -197,6 +197,11 @@ def finetune(
         raise ConfigError(
             "domain adaptation needs unlabelled or coarse samples; give them, or leave msda out "
             "for plain fine-tuning"
+        )
+    if plan.series != "plain":
+        raise ConfigError(
+            "members that have learned already take series as they are: give a plan with "
+            "series='plain', such as smgrid.training.plan.ADAPTATION"
         )
     msda = MSDA() if msda is None and others else msda
     _check({"fine": fine, "validation": validation, **others}, ensemble.layout)
@@ -239,6 +244,7 @@ def _train(
     identity = {**facts, "layout": layout.digest, "members": list(networks)}
     folder = None if options.out is None else RunFolder(options.out, identity)
     if folder is not None and folder.ensemble.exists():
+        folder.finish()
         return load_ensemble(folder.ensemble)
     job = Job(
         list(networks.values()),

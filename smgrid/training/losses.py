@@ -51,7 +51,7 @@ def mean_squared_error(prediction: Tensor, label: Tensor, weight: Tensor) -> Ten
     label
         The same, or (n,) for all members, m3 m-3. No NaN: it would spread to the loss.
     weight
-        As ``label``, not negative and not all 0.
+        As ``label``, not negative; where all are 0, so are the loss and its gradient.
 
     Returns
     -------
@@ -269,7 +269,9 @@ def _check_shapes(prediction: Tensor, label: Tensor, weight: Tensor) -> None:
 
 
 def _weighted_mean(error: Tensor, weight: Tensor) -> Tensor:
-    return (weight * error).sum(dim=-1) / weight.expand_as(error).sum(dim=-1)
+    total = weight.to(error).expand_as(error).sum(dim=-1)
+    # A batch may hold no sample that a member weighs at all: it then learns nothing from it.
+    return (weight * error).sum(dim=-1) / total.clamp(min=torch.finfo(total.dtype).tiny)
 
 
 def _named(losses: dict[str, _F], name: str, kind: str) -> _F:

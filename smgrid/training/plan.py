@@ -1,10 +1,11 @@
 """How networks are trained: frozen plans, recorded in the card of the ensemble that they make."""
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 from smgrid.errors import ConfigError
 from smgrid.training.losses import DomainLoss, LabelLoss
+from smgrid.yamltext import suggest
 
 Sizes: TypeAlias = tuple[tuple[int, int], ...]
 """(depth, width) of each member."""
@@ -96,13 +97,35 @@ class FitPlan:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        whole = self.epochs >= 1 and self.patience >= 1 and self.batch_size >= 2
+        _check_choices(self)
+        whole = all(isinstance(getattr(self, name), int) for name in _WHOLE)
+        counts = self.epochs >= 1 and self.patience >= 1 and self.batch_size >= 2
         shares = 0 <= self.dropout < 1 and 0 <= self.averaging < 1 and self.learning_rate > 0
-        if not (whole and shares):
+        positive = min(self.weight_decay, self.label_floor, self.average_from, self.seed) >= 0
+        if not (whole and counts and shares and positive):
             raise ConfigError(
                 "a plan needs at least 1 epoch, a patience of 1, batches of 2, a positive learning "
-                f"rate, and dropout and averaging in 0-1, without 1; found {self}"
+                "rate, dropout and averaging in 0-1, without 1, and nothing negative; found "
+                f"{self}"
             )
+        if self.average == "epochs" and self.average_from >= self.epochs:
+            raise ConfigError(
+                f"average_from is {self.average_from}, but there are {self.epochs} epochs, counted "
+                "from 0: no weights would be averaged; lower it, or take average='none'"
+            )
+
+
+_WHOLE = ("epochs", "patience", "batch_size", "average_from", "seed")
+
+
+def _check_choices(plan: Any) -> None:
+    """Raise ConfigError unless every field with named choices has one of them."""
+    for name, hint in get_type_hints(type(plan)).items():
+        choices = [c for c in (hint, *get_args(hint)) if get_origin(c) is Literal]
+        value = getattr(plan, name)
+        known = [word for choice in choices for word in get_args(choice)]
+        if isinstance(value, str) and value not in known:
+            raise ConfigError(f"{name}: {value!r} is unknown; {suggest(value, known)}")
 
 
 PRETRAINING = FitPlan(
@@ -175,7 +198,9 @@ class MSDA:
     ratio: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha <= 1 or self.ratio < 1 or (self.beta != "auto" and self.beta < 0):
+        _check_choices(self)
+        beta = 0.0 if isinstance(self.beta, str) else self.beta
+        if not (0 < self.alpha <= 1 and self.ratio >= 1 and 0 <= beta < float("inf")):
             raise ConfigError(
                 "adaptation needs alpha in 0-1 (without 0), beta 'auto' or at least 0 and a ratio "
                 f"of at least 1; found {self}"

@@ -55,6 +55,7 @@ class RunFolder:
         """Bring a fresh state to where the job was; the history ends there, too."""
         file = self.path / "state.pt"
         if not file.exists():
+            self._write_history()  # of epochs that are run again
             return
         try:
             saved = torch.load(file, map_location="cpu", weights_only=True)
@@ -96,11 +97,11 @@ class RunFolder:
     def _take(self, identity: Mapping[str, Any]) -> None:
         file = self.path / "run.json"
         if not file.exists():
-            if any(self.path.iterdir()):
+            part = file.with_name("run.json.part")
+            if any(other != part for other in self.path.iterdir()):
                 raise ConfigError(
                     f"{self.path} holds something else than a training job; give an empty folder"
                 )
-            part = file.with_name("run.json.part")
             part.write_text(json.dumps(identity, indent=1))
             part.replace(file)
             return

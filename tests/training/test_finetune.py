@@ -265,3 +265,48 @@ def test_supervised_jobs_resume_too(tmp_path):
         random_samples(40, seed=1), random_samples(20, seed=2), **options, out=tmp_path / "run"
     )
     assert_same(one, other, rtol=0, atol=0)
+
+
+def test_epochs_that_are_run_again_are_in_the_history_once(tmp_path):
+    def interrupt(end):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        adapted(out=tmp_path / "run", on_epoch=interrupt)
+    adapted(out=tmp_path / "run")
+    lines = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [0, 1, 2]
+
+
+def test_a_kill_while_the_folder_was_claimed_leaves_it_usable(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json.part").write_text("{")
+    adapted(out=tmp_path / "run")
+    assert (tmp_path / "run" / "ensemble").is_dir()
+
+
+def test_members_that_have_learned_take_series_as_they_are():
+    with pytest.raises(ConfigError, match="series='plain'"):
+        adapted(FitPlan())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"average": "ema"}, "average: 'ema' is unknown"),
+        ({"optimiser": "sgd"}, "optimiser: 'sgd' is unknown"),
+        ({"label_loss": "mea"}, "did you mean"),
+        ({"epochs": 20, "average_from": 40, "average": "epochs"}, "no weights would be averaged"),
+        ({"weight_decay": -1.0}, "nothing negative"),
+        ({"epochs": 2.5}, "at least 1 epoch"),
+    ],
+)
+def test_plans_that_make_no_sense(change, message):
+    with pytest.raises(ConfigError, match=message):
+        FitPlan(**change)
+
+
+@pytest.mark.parametrize("change", [{"batch_norm": "seperate"}, {"beta": float("nan")}])
+def test_adaptations_that_make_no_sense(change):
+    with pytest.raises(ConfigError, match=r"did you mean 'separate'|alpha in 0-1"):
+        MSDA(**change)

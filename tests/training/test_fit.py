@@ -181,3 +181,13 @@ def test_too_few_samples_or_another_layout_are_refused():
     wrong = replace(short, snapshot=short.snapshot[:, :10])
     with pytest.raises(ConfigError, match="148 columns"):
         fit(wrong, short, layout=LAYOUT)
+
+
+def test_a_batch_that_a_member_weighs_not_at_all_does_not_destroy_it():
+    """With few places and a short last batch a member may have drawn none of its rows."""
+    training = newest_rain(66, 0)
+    ensemble = fit(training, newest_rain(40, 1), layout=LAYOUT, plan=FitPlan(epochs=6, seed=1))
+    assert np.isfinite(predict_samples(ensemble, training.features)).all()
+    job = Job(networks(1), Domains(training), table(5, 1), plan=STILL)
+    job.drawn = [torch.zeros(1, 66)]
+    assert float(gradient(job, training).abs().max()) == 0
