@@ -390,7 +390,8 @@ def _scores(network: DenseSM, validation: Samples) -> dict[str, Any]:
 def _at_best(job: Job, number: int) -> dict[str, Any]:
     """Say which epoch a member was kept from."""
     if job.plan.keep == "last":
-        return {"epoch": job.state.epoch - 1}
+        ended = job.state.stopped.get(number, (job.state.epoch - 1,))
+        return {"epoch": ended[0]}
     rmse, epoch, _ = job.state.best[number]
     return {"epoch": epoch, "rmse": rmse}
 

@@ -88,6 +88,8 @@ class State:
     """How many weights went into the running means."""
     best: dict[int, Any] = field(default_factory=dict)
     """Validation RMSE, epoch and weights of each member at its best, by its number."""
+    stopped: dict[int, Any] = field(default_factory=dict)
+    """Epoch and weights at which the patience with a member ended."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is saved."""
@@ -99,6 +101,7 @@ class State:
             "epoch": self.epoch,
             "averaged": self.averaged,
             "best": self.best,
+            "stopped": self.stopped,
         }
 
     def load(self, saved: Mapping[str, Any]) -> None:
@@ -107,7 +110,7 @@ class State:
             for part, state in zip(getattr(self, name), saved[name] or (), strict=False):
                 part.load_state_dict(state)
         self.epoch, self.averaged = saved["epoch"], saved["averaged"]
-        self.best = saved["best"]
+        self.best, self.stopped = saved["best"], saved["stopped"]
 
 
 class Job:
@@ -168,14 +171,14 @@ class Job:
             for number, network in zip(sorted(stack.numbers), stack.networks(), strict=True):
                 if self.plan.keep == "best" and number in self.state.best:
                     network.load_state_dict(self.state.best[number][2])
+                elif number in self.state.stopped:
+                    network.load_state_dict(self.state.stopped[number][1])
                 found[number] = _for_plain_series(network, self.scaling)
         return [found[number] for number in self.numbers]
 
     def _is_over(self) -> bool:
         """Whether no member has become better for as long as the plan waits."""
-        best, now = self.state.best, self.state.epoch
-        waited = [now - 1 - epoch for _, epoch, _ in best.values()]
-        return bool(waited) and min(waited) >= self.plan.patience
+        return len(self.state.stopped) == len(self.numbers)
 
     def _one_epoch(self, epoch: int) -> EpochEnd:
         self._set_learning_rate(epoch)
@@ -313,11 +316,23 @@ class Job:
         }
         for number, found in self._validate().items():
             members[number] |= {k: v for k, v in vars(found).items() if k != "n"}
-            if found.rmse < self.state.best.get(number, (math.inf,))[0]:
-                self.state.best[number] = (found.rmse, epoch, self._weights_of(number))
+            self._judge(number, epoch, found.rmse)
         names = LossTerms._fields
         loss = {name: float(np.mean([m[name] for m in members.values()])) for name in names}
         return EpochEnd(epoch, self.plan.epochs, loss, tuple(members.values()))
+
+    def _judge(self, number: int, epoch: int, rmse: float) -> None:
+        """Note the best of a member, and when it has not become better for long enough.
+
+        What a stopped member goes on to learn beside the others is not its own any more.
+        """
+        state = self.state
+        if number in state.stopped:
+            return
+        if number not in state.best or rmse < state.best[number][0]:
+            state.best[number] = (rmse, epoch, self._weights_of(number))
+        elif epoch - state.best[number][1] >= self.plan.patience:
+            state.stopped[number] = (epoch, self._weights_of(number))
 
     def _weights_of(self, number: int) -> dict[str, Tensor]:
         stack = next(s for s in self.state.averages if number in s.numbers)

@@ -310,3 +310,23 @@ def test_plans_that_make_no_sense(change, message):
 def test_adaptations_that_make_no_sense(change):
     with pytest.raises(ConfigError, match=r"did you mean 'separate'|alpha in 0-1"):
         MSDA(**change)
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_the_patience_with_a_member_does_not_depend_on_the_others(keep):
+    plan = replace(PLAN, epochs=12, patience=2, keep=keep, average="none", learning_rate=5e-3)
+    domains, validation = Domains(in_double(40, seed=1)), in_double(20, seed=2)
+    start = [network.double() for _, network in ensemble().members]
+    together = Job(start, domains, validation, plan=plan)
+    together.run()
+    ends = set()
+    for number, network in enumerate(n.double() for _, n in ensemble().members):
+        alone = Job([network], domains, validation, plan=plan, numbers=[number])
+        alone.run()
+        ends.add(alone.state.epoch)
+        with torch.inference_mode():
+            one = alone.networks()[0](validation.features)
+            other = together.networks()[number](validation.features)
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-7)
+    assert len(ends) > 1
+    assert together.state.epoch == max(ends)
