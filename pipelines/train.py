@@ -211,13 +211,26 @@ def _split_stations(config: Config, stations: Samples) -> Split:
         coarse_km=config.fine.coarse_km,
         seed=config.seed,
     )
-    names = np.unique(split.training.station)
-    if config.fine.train_on is not None and config.fine.train_on < len(names):
-        chosen = np.random.default_rng(config.seed).permutation(names)[: config.fine.train_on]
-        few = split.training.take(np.isin(split.training.station, chosen))
-        split = replace(split, training=few)
+    if config.fine.train_on is not None:
+        split = _with_few(split, config.fine.train_on, seed=config.seed)
     check_leakage(split.training, split.test, by="station", coarse_km=config.fine.coarse_km)
     return split
+
+
+def _with_few(split: Split, count: int, *, seed: int) -> Split:
+    """Keep so many of the stations of the training; the report says so."""
+    whole = split.training
+    pairs = np.char.add(np.char.add(whole.network, "/"), whole.station)
+    names = np.unique(pairs)
+    chosen = np.random.default_rng(seed).permutation(names)[:count]
+    few = whole.take(np.isin(pairs, chosen))
+    report = replace(
+        split.report,
+        rows={**split.report.rows, "training": len(few)},
+        groups={**split.report.groups, "training": len(chosen)},
+        notes=[*split.report.notes, f"trained on {len(chosen)} of {len(names)} stations"],
+    )
+    return replace(split, training=few, report=report)
 
 
 def _scores(ensemble: Ensemble, test: Samples) -> dict[str, float | None]:

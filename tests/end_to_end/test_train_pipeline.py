@@ -64,7 +64,9 @@ def test_the_job_leaves_an_ensemble_and_a_report(folder, done):
 
 def test_no_station_of_the_test_was_trained_on(folder, done):
     split = json.loads((folder / "run/report.json").read_text())["split"]
+    assert split["groups"]["training"] == 3
     assert split["groups"]["training"] + split["groups"]["test"] <= 14
+    assert any("trained on 3 of" in note for note in split["notes"])
 
 
 def test_a_second_run_trains_nothing(folder, done):
