@@ -1,6 +1,6 @@
 """How networks are trained: frozen plans, recorded in the card of the ensemble that they make."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 from smgrid.errors import ConfigError
@@ -148,22 +148,13 @@ PRETRAINING = FitPlan(
 epochs, the size of the batches and the mean of the last ten; the learning rate is that of the
 published adaptation."""
 
-ADAPTATION = FitPlan(
+ADAPTATION = replace(
+    PRETRAINING,
     epochs=50,
     patience=50,
-    keep="last",
     batch_size=128,
-    learning_rate=5e-4,
-    weight_decay=0.0,
-    optimiser="adam",
-    schedule="constant",
     label_loss="mape",
-    dropout=0.5,
-    average="epochs",
     average_from=40,
-    places="all",
-    first_taps=(1.0, 1.0, 1.0, 1.0, 1.0),
-    series="plain",
 )
 """The published adaptation to fine scale (Zhu et al. 2025, J. Hydrol. 657:133073)."""
 
