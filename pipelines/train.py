@@ -2,19 +2,22 @@
 
     python pipelines/train.py config.yml
 
-Samples, both ensembles and the report stay in the folder ``out``; a stage whose result is there is
-not run again, and training goes on where it was interrupted. The exit code is that of `smgrid`:
-0 done, 2 configuration, 3 inputs, 4 stores, 5 model and cube do not fit.
+Samples, ensembles and ``report.json`` stay in the folder ``out``, the result as ``out/ensemble``. A
+stage whose result is there is not run again, and training goes on where it was interrupted. The
+exit code is that of `smgrid`: 0 done, 2 configuration, 3 inputs, 4 stores, 5 model and cube do not
+fit.
 """
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import xarray as xr
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -31,11 +34,15 @@ from smgrid import (
     collocate_labels,
     finetune,
     get_layout,
+    inspect,
+    join_ensembles,
+    load_ensemble,
     open_cube,
     open_samples,
     open_stations,
     predict_samples,
     pretrain,
+    save_ensemble,
     score,
     split_samples,
     station_labels,
@@ -91,87 +98,115 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    coarse: Coarse
+    coarse: Coarse | None = Field(None, description="needed unless there is an ensemble to start")
     fine: Fine
     out: Path = Field(description="folder of everything that the job makes")
-    layout: Literal["smgrid-1", "released-9km", "published"] = "smgrid-1"
+    start: str | None = Field(
+        None, description="ensemble to adapt instead of pre-training one, such as densesm-9km"
+    )
+    layout: Literal["smgrid-1", "released-9km", "published"] = Field(
+        "smgrid-1", description="of the pre-training; an ensemble to start from brings its own"
+    )
     sizes: Literal["published", "small"] = "published"
     pretraining: Annotated[FitPlan, BeforeValidator(_over(PRETRAINING))] = PRETRAINING
     adaptation: Annotated[FitPlan, BeforeValidator(_over(ADAPTATION))] = ADAPTATION
     msda: Annotated[MSDA, BeforeValidator(_over(MSDA()))] = MSDA()
-    seed: int = 0
+    repeats: int = Field(
+        1, ge=1, description="adaptations with seeds one after the other, each with its stations"
+    )
+    seed: int = Field(0, ge=0, description="of samples and splits; plans have their own")
     device: Literal["cpu", "cuda"] = "cpu"
 
 
 def run(config: Config) -> dict[str, Any]:
     """Pre-train, adapt and score; returns the report that is written beside the ensembles."""
-    layout = get_layout(config.layout)
     config.out.mkdir(parents=True, exist_ok=True)
-    coarse = _kept(config, "coarse", layout, lambda: _coarse_samples(config, layout))
-    stations = _kept(config, "stations", layout, lambda: _station_samples(config, layout))
-    unlabelled = _kept(config, "unlabelled", layout, lambda: _unlabelled(config, layout))
-    squares = split_samples(
-        coarse,
-        by="block",
-        block_km=config.coarse.blocks_km,
-        share=(0.9, 0, 0.1),
+    given = None if config.start is None else load_ensemble(config.start)
+    layout = get_layout(config.layout) if given is None else given.layout
+    coarse = None if config.coarse is None else _coarse_samples(config, config.coarse, layout)
+    start = given or _pretrain(config, layout, coarse)
+    stations = _station_samples(config, layout)
+    split = split_samples(
+        stations,
+        by="station",
+        share=(0.6, 0.15, 0.25),
+        coarse_km=config.fine.coarse_km,
         seed=config.seed,
     )
-    start = pretrain(
-        squares.training,
-        squares.test,
-        layout=layout,
-        sizes=SIZES[config.sizes],
-        plan=replace(config.pretraining, seed=config.seed),
-        out=config.out / "pretraining",
-        device=config.device,
-        card={"split": asdict(squares.report)},
-    )
-    split = _split_stations(config, stations)
-    adapted = finetune(
-        start,
-        split.training,
-        validation=split.validation,
-        unlabelled=unlabelled,
-        coarse=squares.training,
-        plan=replace(config.adaptation, seed=config.seed),
-        msda=config.msda,
-        out=config.out / "adaptation",
-        device=config.device,
-        card={"split": asdict(split.report)},
-    )
+    check_leakage(split.training, split.test, by="station", coarse_km=config.fine.coarse_km)
+    unlabelled = _unlabelled(config, layout)
+    adapted = {
+        f"r{number}": _adapt(config, number, start, split, unlabelled, coarse)
+        for number in range(config.repeats)
+    }
+    result = join_ensembles(adapted) if len(adapted) > 1 else adapted["r0"]
+    path = config.out / "ensemble"
+    if not path.exists():
+        save_ensemble(result, path)
     report = {
-        "scores": {
-            "pretrained": _scores(start, split.test),
-            "adapted": _scores(adapted, split.test),
-        },
-        "ensemble": str(config.out / "adaptation" / "ensemble"),
+        "scores": {"start": _scores(start, split.test), "adapted": _scores(result, split.test)},
+        "repeats": {name: one.card["training"]["scores"] for name, one in adapted.items()},
+        "ensemble": str(path),
         "split": asdict(split.report),
+        "trained_on": {name: one.card["stations"] for name, one in adapted.items()},
+        "data": _data(config),
+        "notes": ["adapted to pixels of the whole fine cube, those of the test among them"],
     }
     (config.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     return report
 
 
-def _kept(config: Config, name: str, layout: FeatureLayout, make: Callable[[], Samples]) -> Samples:
-    """Return a table of samples, from the folder of the job if it is there."""
-    path, note = config.out / f"{name}.zarr", config.out / f"{name}.json"
-    section = config.coarse if name == "coarse" else config.fine
-    origin = {**section.model_dump(mode="json"), "layout": layout.digest, "seed": config.seed}
-    if not path.exists():
-        note.write_text(json.dumps(origin, indent=1) + "\n")
-        write_samples(make(), path, layout=layout)
-    elif json.loads(note.read_text()) != origin:
-        raise ConfigError(
-            f"{path} holds samples of another job, see {note.name}; remove both or give another out"
-        )
-    return open_samples(path, layout=layout)
+def _pretrain(config: Config, layout: FeatureLayout, coarse: Samples | None) -> Ensemble:
+    if config.coarse is None or coarse is None:
+        raise ConfigError("give coarse, to pre-train on, or start, an ensemble to adapt")
+    squares = split_samples(
+        coarse, by="block", block_km=config.coarse.blocks_km, share=(0.9, 0, 0.1), seed=config.seed
+    )
+    return pretrain(
+        squares.training,
+        squares.test,
+        layout=layout,
+        sizes=SIZES[config.sizes],
+        plan=config.pretraining,
+        out=config.out / "pretraining",
+        device=config.device,
+        card={"split": asdict(squares.report), "data": _data(config)},
+    )
 
 
-def _coarse_samples(config: Config, layout: FeatureLayout) -> Samples:
-    cube = open_cube(config.coarse.cube)
-    smap = _find_smap(cube)
-    labels = collocate_labels(smap, cube, tolerance_hours=config.coarse.tolerance_hours)
-    return collect_samples(stream_samples(cube, labels, layout=layout, seed=config.seed))
+def _adapt(
+    config: Config,
+    number: int,
+    start: Ensemble,
+    split: Split,
+    unlabelled: Samples,
+    coarse: Samples | None,
+) -> Ensemble:
+    training = _some_stations(split.training, config.fine.train_on, seed=config.seed + number)
+    names = np.unique(_station_names(training)).tolist()
+    return finetune(
+        start,
+        training,
+        validation=split.validation,
+        test=split.test,
+        unlabelled=unlabelled,
+        coarse=coarse,
+        plan=replace(config.adaptation, seed=config.adaptation.seed + number),
+        msda=config.msda,
+        out=config.out / "adaptation" / f"r{number}",
+        device=config.device,
+        card={"split": asdict(split.report), "stations": names, "data": _data(config)},
+    )
+
+
+def _coarse_samples(config: Config, coarse: Coarse, layout: FeatureLayout) -> Samples:
+    def make() -> Samples:
+        cube = open_cube(coarse.cube)
+        labels = collocate_labels(_find_smap(cube), cube, tolerance_hours=coarse.tolerance_hours)
+        return collect_samples(stream_samples(cube, labels, layout=layout, seed=config.seed))
+
+    made_from = {"cube": _cube_facts(coarse.cube), "tolerance_hours": coarse.tolerance_hours}
+    return _kept(config, "coarse", layout, made_from, make)
 
 
 def _find_smap(cube: xr.DataTree | xr.Dataset) -> xr.DataArray:
@@ -185,52 +220,95 @@ def _find_smap(cube: xr.DataTree | xr.Dataset) -> xr.DataArray:
 
 
 def _station_samples(config: Config, layout: FeatureLayout) -> Samples:
-    cube = open_cube(config.fine.cube)
-    labels = station_labels(
-        open_stations(config.fine.stations), cube, tolerance_hours=config.fine.tolerance_hours
-    )
-    return collect_samples(stream_samples(cube, labels, layout=layout, seed=config.seed))
+    fine = config.fine
+
+    def make() -> Samples:
+        cube, stations = open_cube(fine.cube), open_stations(fine.stations)
+        labels = station_labels(stations, cube, tolerance_hours=fine.tolerance_hours)
+        return collect_samples(stream_samples(cube, labels, layout=layout, seed=config.seed))
+
+    made_from = {
+        "cube": _cube_facts(fine.cube),
+        "stations": _file_facts(fine.stations),
+        "tolerance_hours": fine.tolerance_hours,
+    }
+    return _kept(config, "stations", layout, made_from, make)
 
 
 def _unlabelled(config: Config, layout: FeatureLayout) -> Samples:
     """Draw pixels of the whole fine cube, about as many as wanted."""
-    cube = open_cube(config.fine.cube)
-    stream = stream_samples(cube, None, layout=layout, seed=config.seed)
-    inputs = stream.blocks.inputs
-    pixels = int(inputs.windows.complete.sum()) * int(np.prod(inputs.grid.shape))
-    share = min(1.0, 1.2 * config.fine.unlabelled / pixels)
-    drawn = stream_samples(cube, None, layout=layout, seed=config.seed, share=share)
-    return collect_samples(drawn)
+    wanted = config.fine.unlabelled
+
+    def make() -> Samples:
+        cube = open_cube(config.fine.cube)
+        inputs = stream_samples(cube, None, layout=layout).blocks.inputs
+        pixels = int(inputs.windows.complete.sum()) * int(np.prod(inputs.grid.shape))
+        share = min(1.0, 1.2 * wanted / pixels)
+        drawn = stream_samples(cube, None, layout=layout, seed=config.seed, share=share)
+        return collect_samples(drawn)
+
+    made_from = {"cube": _cube_facts(config.fine.cube), "count": wanted}
+    return _kept(config, "unlabelled", layout, made_from, make)
 
 
-def _split_stations(config: Config, stations: Samples) -> Split:
-    split = split_samples(
-        stations,
-        by="station",
-        share=(0.6, 0.15, 0.25),
-        coarse_km=config.fine.coarse_km,
-        seed=config.seed,
-    )
-    if config.fine.train_on is not None:
-        split = _with_few(split, config.fine.train_on, seed=config.seed)
-    check_leakage(split.training, split.test, by="station", coarse_km=config.fine.coarse_km)
-    return split
+def _kept(
+    config: Config,
+    name: str,
+    layout: FeatureLayout,
+    made_from: Mapping[str, Any],
+    make: Callable[[], Samples],
+) -> Samples:
+    """Return a table of samples, from the folder of the job if it is there."""
+    path, note = config.out / f"{name}.zarr", config.out / f"{name}.json"
+    origin = {**made_from, "layout": layout.digest, "seed": config.seed}
+    if not path.exists():
+        samples = make()
+        note.write_text(json.dumps(origin, indent=1) + "\n")
+        write_samples(samples, path, layout=layout)
+        return samples
+    found = json.loads(note.read_text())
+    changed = [key for key in origin if found.get(key) != origin[key]]
+    if changed:
+        raise ConfigError(
+            f"{path} holds samples of another job, which differs in {', '.join(changed)}; see "
+            f"{note.name}. Remove both, or give another out"
+        )
+    return open_samples(path, layout=layout)
 
 
-def _with_few(split: Split, count: int, *, seed: int) -> Split:
-    """Keep so many of the stations of the training; the report says so."""
-    whole = split.training
-    pairs = np.char.add(np.char.add(whole.network, "/"), whole.station)
-    names = np.unique(pairs)
-    chosen = np.random.default_rng(seed).permutation(names)[:count]
-    few = whole.take(np.isin(pairs, chosen))
-    report = replace(
-        split.report,
-        rows={**split.report.rows, "training": len(few)},
-        groups={**split.report.groups, "training": len(chosen)},
-        notes=[*split.report.notes, f"trained on {len(chosen)} of {len(names)} stations"],
-    )
-    return replace(split, training=few, report=report)
+def _cube_facts(path: str) -> dict[str, Any]:
+    """Tell a cube from another one, and from what it was before an update."""
+    report = inspect(path)
+    return {"path": report.path, "manifest": report.provenance.get("smgrid_manifest_sha256")}
+
+
+def _file_facts(path: Path) -> dict[str, Any]:
+    """Tell an archive from another one by the names and sizes of its files."""
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    listed = [f"{file.relative_to(path)} {file.stat().st_size}" for file in files if file.exists()]
+    return {"path": str(path), "sha256": sha256("\n".join(listed).encode()).hexdigest()}
+
+
+def _data(config: Config) -> dict[str, Any]:
+    coarse = {} if config.coarse is None else {"coarse": _cube_facts(config.coarse.cube)}
+    return {
+        **coarse,
+        "fine": _cube_facts(config.fine.cube),
+        "stations": _file_facts(config.fine.stations),
+    }
+
+
+def _station_names(samples: Samples) -> npt.NDArray[np.str_]:
+    return np.char.add(np.char.add(samples.network, "/"), samples.station)
+
+
+def _some_stations(training: Samples, count: int | None, *, seed: int) -> Samples:
+    """Keep the samples of so many stations, drawn at random; of all by default."""
+    if count is None:
+        return training
+    names = _station_names(training)
+    chosen = np.random.default_rng(seed).permutation(np.unique(names))[:count]
+    return training.take(np.isin(names, chosen))
 
 
 def _scores(ensemble: Ensemble, test: Samples) -> dict[str, float | None]:

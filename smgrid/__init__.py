@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from smgrid.inference.predict import predict
     from smgrid.metrics import Scores, score
     from smgrid.models.bundle import load_ensemble, save_ensemble
-    from smgrid.models.ensemble import Ensemble, predict_samples
+    from smgrid.models.ensemble import Ensemble, join_ensembles, predict_samples
     from smgrid.simulate import simulate_world
     from smgrid.sources.bridge import fit_bridge
     from smgrid.sources.gaps import find_gaps
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from smgrid.training.labels import station_labels
     from smgrid.training.leakage import check_leakage, drop_leaks
     from smgrid.training.plan import MSDA, FitPlan
+    from smgrid.training.progress import call_each, epoch_bar, log_to_tensorboard
     from smgrid.training.published_table import read_published_csv, write_published_csv
     from smgrid.training.samples import collect_samples, stream_samples
     from smgrid.training.sites import merge_sites, select_sites
@@ -52,7 +53,7 @@ _HOME = {
     "smgrid.grid": ("ease_grid", "make_grid"),
     "smgrid.inference.predict": ("predict",),
     "smgrid.models.bundle": ("load_ensemble", "save_ensemble"),
-    "smgrid.models.ensemble": ("Ensemble", "predict_samples"),
+    "smgrid.models.ensemble": ("Ensemble", "join_ensembles", "predict_samples"),
     "smgrid.simulate": ("simulate_world",),
     "smgrid.sources.bridge": ("fit_bridge",),
     "smgrid.sources.gaps": ("find_gaps",),
@@ -63,6 +64,7 @@ _HOME = {
     "smgrid.training.labels": ("station_labels",),
     "smgrid.training.leakage": ("check_leakage", "drop_leaks"),
     "smgrid.training.plan": ("FitPlan", "MSDA"),
+    "smgrid.training.progress": ("call_each", "epoch_bar", "log_to_tensorboard"),
     "smgrid.training.published_table": ("read_published_csv", "write_published_csv"),
     "smgrid.training.samples": ("collect_samples", "stream_samples"),
     "smgrid.training.sites": ("merge_sites", "select_sites"),
@@ -84,21 +86,25 @@ __all__ = [  # noqa: RUF022
     "SplitReport",
     "at_sites",
     "balance_by_moisture",
+    "call_each",
     "check_leakage",
     "collect_samples",
     "collocate_labels",
     "drop_damaged",
     "drop_leaks",
     "ease_grid",
+    "epoch_bar",
     "find_gaps",
     "finetune",
     "fit",
     "fit_bridge",
     "get_layout",
     "inspect",
+    "join_ensembles",
     "list_snapshots",
     "load_cube",
     "load_ensemble",
+    "log_to_tensorboard",
     "make_grid",
     "merge_sites",
     "open_catalog",

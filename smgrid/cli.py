@@ -31,7 +31,6 @@ from smgrid.errors import ConfigError, SmgridError, StoreError
 if TYPE_CHECKING:  # heavy; a command imports what it needs, so that --help is quick
     from smgrid.cube.store import Progress as UnitProgress
     from smgrid.cube.store import WriteReport
-    from smgrid.training.loop import EpochEnd
 
 Convention = Literal["sigma0", "gamma0"]
 Window = Literal["causal", "published"]
@@ -83,22 +82,6 @@ class _Units:
         self._bar.update(task, completed=event.done, total=event.total)
 
 
-class _Epochs:
-    """Draws the epochs of a training job with its loss and its error on unseen places."""
-
-    def __init__(self, bar: Progress) -> None:
-        self._bar = bar
-        self._task: TaskID | None = None
-
-    def __call__(self, event: "EpochEnd") -> None:
-        if self._task is None:
-            self._task = self._bar.add_task("training", total=event.epochs)
-        shown = {name: value for name, value in event.loss.items() if value}
-        terms = ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
-        text = f"training: {terms}; ubRMSE {event.ubrmse:.3f}"
-        self._bar.update(self._task, completed=event.epoch + 1, description=text)
-
-
 def _version(show: bool) -> None:
     if show:
         _out.print(__version__)
@@ -126,15 +109,16 @@ def demo(
     Example: smgrid demo --out demo
     """
     from smgrid.demo import run_demo
+    from smgrid.training.progress import epoch_bar
 
-    with _bar() as bar:
+    with _bar() as bar, epoch_bar(bar) as on_epoch:
         report = run_demo(
             out,
             size_km=size_km,
             seed=seed,
             on_stage=lambda text: bar.console.print(f"- {text}"),
             progress=_Units(bar),
-            on_epoch=_Epochs(bar),
+            on_epoch=on_epoch,
         )
     _print_rows(report.table(), "Held-out months in the held-out half, against the truth")
     _out.print(
@@ -221,6 +205,7 @@ def train(
     from smgrid.training.fit import fit
     from smgrid.training.labels import station_labels
     from smgrid.training.plan import FitPlan
+    from smgrid.training.progress import epoch_bar
     from smgrid.training.samples import collect_samples, stream_samples
     from smgrid.training.splits import split_samples
 
@@ -232,13 +217,13 @@ def train(
     split = split_samples(
         samples, by="block", block_km=block / 1000, coarse_km=None, share=(0.8, 0, 0.2), seed=seed
     )
-    with _bar() as bar:
+    with epoch_bar() as on_epoch:
         ensemble = fit(
             split.training,
             split.test,
             layout=columns,
             plan=FitPlan(seed=seed),
-            on_epoch=_Epochs(bar),
+            on_epoch=on_epoch,
             card={"split": asdict(split.report)},
         )
     save_ensemble(ensemble, out)

@@ -1,13 +1,17 @@
+import io
 import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 import smgrid
 from smgrid.cli import app
 from smgrid.cube.store import write_cube
+from smgrid.errors import ConfigError
 from tests.cubes import make_cube
+from tests.training.tables import random_samples
 
 runner = CliRunner()
 
@@ -62,6 +66,33 @@ def test_foreseen_errors_are_one_message_and_a_meaningful_code(args, code, messa
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_train_writes_an_ensemble_and_draws_its_epochs(tmp_path, monkeypatch):
+    """The command around real splits and training; its inputs are made up."""
+    for name in ("cube.store.open_cube", "sources.stations.open_stations"):
+        monkeypatch.setattr(f"smgrid.{name}", lambda place: place)
+    monkeypatch.setattr("smgrid.training.labels.station_labels", lambda stations, cube: stations)
+    monkeypatch.setattr("smgrid.training.samples.stream_samples", lambda *_, **__: None)
+    monkeypatch.setattr("smgrid.training.samples.collect_samples", lambda _: random_samples(60))
+    stream = io.StringIO()
+    terminal = Console(file=stream, force_terminal=True, width=120)
+    monkeypatch.setattr("smgrid.training.progress.Console", lambda **_: terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    args = ["train", "cube.zarr", "--stations", "ismn.zip", "--out", str(tmp_path / "ensemble")]
+    result = runner.invoke(app, [*args, "--seed", "3"], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "samples to train" in result.stdout
+    ensemble = smgrid.load_ensemble(tmp_path / "ensemble")
+    assert ensemble.layout.name == "smgrid-1"
+    plan = ensemble.card["training"]["plan"]
+    assert plan["seed"] == 3
+    assert ensemble.card["split"]["rows"]["training"] > 0
+    assert f"{plan['epochs']}/{plan['epochs']}" in stream.getvalue()
+    assert "ubRMSE" in stream.getvalue()
+    again = runner.invoke(app, args)
+    assert isinstance(again.exception, ConfigError)
+    assert "exists already" in str(again.exception)
 
 
 def test_public_names_exist_and_are_documented():

@@ -14,7 +14,12 @@ from safetensors import SafetensorError
 from smgrid import __version__
 from smgrid.errors import BundleError, LayoutError
 from smgrid.features.layout import FeatureLayout, LayoutName, get_layout
-from smgrid.models.checkpoints import is_checkpoint_folder, load_checkpoints
+from smgrid.models.checkpoints import (
+    has_repeats,
+    is_checkpoint_folder,
+    load_checkpoints,
+    load_repeats,
+)
 from smgrid.models.densesm import DenseSM, network_from_state
 from smgrid.models.ensemble import Ensemble
 from smgrid.models.published import PUBLISHED_NAME, published_folder
@@ -94,13 +99,16 @@ def save_ensemble(ensemble: Ensemble, path: Path | str) -> Path:
 def load_ensemble(
     name_or_path: Path | str, *, layout: FeatureLayout | LayoutName | None = None
 ) -> Ensemble:
-    """Load an ensemble by name, from a bundle, or from a folder of published checkpoints.
+    """Load an ensemble by name, from a bundle, or from checkpoints in the published form.
 
     Parameters
     ----------
     name_or_path
         ``"densesm-9km"`` for the released weights (see
-        `smgrid.models.published.published_folder`), else a folder.
+        `smgrid.models.published.published_folder`), else a folder: a bundle; checkpoints, such as
+        ``a70_bauto_r0`` with ``m_<depth>_<width>.pt``; or several such repeats
+        (``a70_bauto_r0``, ``a70_bauto_r1``, ...), which become one ensemble with members
+        ``r0_m_1_8``, ... in the order of the repeats.
     layout
         For checkpoints: the layout they were trained on, if they are not the published ones. A
         bundle has its own; giving another is refused.
@@ -109,7 +117,7 @@ def load_ensemble(
     ------
     BundleError
         Nothing of that name, or the files are damaged, incomplete, of a newer format, or come
-        without a layout.
+        without a layout; or repeats have different members, or other folders beside them.
     """
     wanted = get_layout(layout) if isinstance(layout, str) else layout
     if name_or_path == PUBLISHED_NAME:
@@ -119,9 +127,16 @@ def load_ensemble(
         raise BundleError(
             f"{name_or_path} is neither a folder nor a known ensemble ({PUBLISHED_NAME})"
         )
-    if not (folder / CARD_NAME).exists() and is_checkpoint_folder(folder):
+    if (folder / CARD_NAME).exists():
+        return _load_bundle(folder, wanted)
+    if is_checkpoint_folder(folder):
         return load_checkpoints(folder, layout=wanted)
-    return _load_bundle(folder, wanted)
+    if has_repeats(folder):
+        return load_repeats(folder, layout=wanted)
+    raise BundleError(
+        f"{folder} is no bundle of smgrid: it has no {CARD_NAME}. Nor does it hold checkpoints "
+        "(*.pt), or folders of repeats that do, such as a70_bauto_r0"
+    )
 
 
 def _write(ensemble: Ensemble, folder: Path) -> None:
@@ -176,8 +191,6 @@ def _read_card(folder: Path) -> _Card:
     path = folder / CARD_NAME
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise BundleError(f"{folder} is no bundle of smgrid: it has no {CARD_NAME}") from error
     except ValueError as error:
         raise BundleError(f"{path} is damaged, it is not JSON: {error}") from error
     version = raw.get("smgrid_bundle") if isinstance(raw, dict) else None

@@ -77,6 +77,50 @@ class Ensemble:
         return digest.hexdigest()
 
 
+def join_ensembles(ensembles: Mapping[str, Ensemble]) -> Ensemble:
+    """Return the members of several ensembles as one, such as repeats with different seeds.
+
+    Parameters
+    ----------
+    ensembles
+        Ensembles of one layout by a key. Members are called ``<key>_<member>``.
+
+    Returns
+    -------
+    Ensemble
+        All members in the order of the mapping. The card holds those of the parts by their keys
+        under ``joined``, and the title if they share one.
+
+    Raises
+    ------
+    LayoutError
+        The layouts differ.
+    BundleError
+        Nothing to join, or the keys make no distinct names.
+    """
+    layouts = {key: ensemble.layout for key, ensemble in ensembles.items()}
+    if not layouts:
+        raise BundleError("there is no ensemble to join; give at least one")
+    if len({layout.digest for layout in layouts.values()}) > 1:
+        found = ", ".join(f"{k}: {v.name!r} ({v.digest[:12]})" for k, v in layouts.items())
+        raise LayoutError(
+            f"only ensembles of one layout can be joined, found {found}. Train them on the same "
+            "layout, or map each on its own"
+        )
+    titles = [ensemble.card.get("title") for ensemble in ensembles.values()]
+    shared = titles[0] is not None and all(title == titles[0] for title in titles)
+    members = tuple(
+        (f"{key}_{name}", network)
+        for key, ensemble in ensembles.items()
+        for name, network in ensemble.members
+    )
+    card = {
+        **({"title": titles[0]} if shared else {}),
+        "joined": {key: dict(ensemble.card) for key, ensemble in ensembles.items()},
+    }
+    return Ensemble(members, next(iter(layouts.values())), card)
+
+
 def predict_samples(
     ensemble: Ensemble, x: FloatArray | torch.Tensor, *, batch: int = 1024
 ) -> FloatArray:

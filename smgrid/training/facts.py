@@ -1,6 +1,8 @@
-"""What the card of an ensemble says about its samples: how many, which, and how they are spread."""
+"""What the card of an ensemble says: its samples, how they are spread, and the errors on them."""
 
 import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -8,32 +10,60 @@ import numpy.typing as npt
 import torch
 
 from smgrid.features.layout import FeatureLayout
+from smgrid.metrics import score_arrays
+from smgrid.models.densesm import DenseSM
 from smgrid.training.batches import Source
 from smgrid.training.samples import SampleStream
 from smgrid.training.table import Samples
 
 _QUANTILES = (0.0, 0.01, 0.5, 0.99, 1.0)
-_DRAW = 65_536  # samples of a stream that its statistics are taken from
+_DRAW = 65_536  # samples of a stream that it is known by
+_ROWS = 4096  # that go through a network at once
 
 
-def describe_source(source: Source) -> dict[str, Any]:
-    """Return what tells one set of samples from another, JSON-ready."""
-    if isinstance(source, SampleStream):
-        blocks = source.blocks
-        acquired = blocks.inputs.times
-        return {
-            "stream": f"{len(blocks)} blocks of {blocks.inputs.grid.shape} pixels",
-            "grid": f"{blocks.inputs.grid.crs} {list(blocks.inputs.grid.affine)[:6]}",
-            "period": [f"{acquired[0]}", f"{acquired[-1]}"],
-            "share": blocks.share,
-            "seed": source.seed,
-        }
-    named = sorted({str(name) for name in source.network} - {""})
-    times = source.time[~np.isnat(source.time)]
+def draw_samples(source: Source) -> Samples:
+    """Return a table, or the first 65 536 samples of a stream, by which it is known."""
+    return source if isinstance(source, Samples) else source.first(_DRAW)
+
+
+def describe_source(source: Source, drawn: Samples) -> dict[str, Any]:
+    """Return what tells one set of samples from another, JSON-ready.
+
+    Parameters
+    ----------
+    source
+        A table, which is told by all of its rows, or a stream, told by its settings and the rows
+        that were drawn from it.
+    drawn
+        See `draw_samples`.
+    """
     return {
-        "count": len(source),
-        "sha256": digest_samples(source),
-        "stations": len({*zip(source.network, source.station, strict=True)} - {("", "")}),
+        **(_describe_stream(source) if isinstance(source, SampleStream) else {}),
+        "count": len(drawn),
+        "sha256": digest_samples(drawn),
+        **_describe_places(drawn),
+    }
+
+
+def _describe_stream(stream: SampleStream) -> dict[str, Any]:
+    blocks = stream.blocks
+    acquired = blocks.inputs.times
+    return {
+        "stream": f"{len(blocks)} blocks, {len(acquired)} acquisitions of "
+        f"{blocks.inputs.grid.height} x {blocks.inputs.grid.width} pixels",
+        "grid": f"{blocks.inputs.grid.crs} {list(blocks.inputs.grid.affine)[:6]}",
+        "acquired": [f"{acquired[0]}", f"{acquired[-1]}"],
+        "share": blocks.share,
+        "seed": stream.seed,
+        "buffer": stream.buffer,
+    }
+
+
+def _describe_places(samples: Samples) -> dict[str, Any]:
+    named = sorted({str(name) for name in samples.network} - {""})
+    times = samples.time[~np.isnat(samples.time)]
+    return {
+        "stations": len({*zip(samples.network, samples.station, strict=True)} - {("", "")}),
         "networks": named,
         "period": [str(times.min()), str(times.max())] if len(times) else [],
     }
@@ -42,8 +72,7 @@ def describe_source(source: Source) -> dict[str, Any]:
 def digest_samples(samples: Samples) -> str:
     """Return the SHA-256 of the rows of a table, however its series are shared."""
     digest = hashlib.sha256()
-    for start in range(0, len(samples), _DRAW):
-        part = samples.take(np.arange(start, min(start + _DRAW, len(samples))))
+    for part in samples.split(_DRAW):
         for tensor in (part.features, part.label, part.weight):
             digest.update(tensor.contiguous().numpy().tobytes())
         for values in (part.time, part.longitude, part.latitude):
@@ -51,17 +80,15 @@ def digest_samples(samples: Samples) -> str:
     return digest.hexdigest()
 
 
-def input_statistics(source: Source, layout: FeatureLayout) -> dict[str, Any]:
+def input_statistics(samples: Samples, layout: FeatureLayout) -> dict[str, Any]:
     """Return how the scaled inputs are spread, by which extrapolation is noticed later.
 
     Returns
     -------
     dict
         For every snapshot column and for the values of every series: mean, standard deviation and
-        the quantiles 0, 0.01, 0.5, 0.99 and 1, all in scaled units. Of a stream a first draw of
-        65 536 samples is taken.
+        the quantiles 0, 0.01, 0.5, 0.99 and 1, all in scaled units.
     """
-    samples = source if isinstance(source, Samples) else source.first(_DRAW)
     columns: dict[str, npt.NDArray[np.float32]] = {
         column.feature: samples.snapshot[:, k].numpy() for k, column in enumerate(layout.snapshot)
     }
@@ -71,6 +98,47 @@ def input_statistics(source: Source, layout: FeatureLayout) -> dict[str, Any]:
         for k, column in enumerate(layout.series)
     }
     return {name: _summary(values) for name, values in columns.items()}
+
+
+def score_members(
+    networks: Sequence[DenseSM], parts: Mapping[str, Samples]
+) -> dict[str, list[dict[str, float]]]:
+    """Score each member, and last their mean, on each part.
+
+    Parameters
+    ----------
+    networks
+        Members in evaluation mode.
+    parts
+        Tables by name. Of one with more than 65 536 rows as many are drawn, always the same.
+
+    Returns
+    -------
+    dict
+        By the name of the part: for each member, and for their mean, the scores of
+        `smgrid.metrics.Scores` that are defined.
+    """
+    return {name: _score(networks, _some(samples)) for name, samples in parts.items()}
+
+
+def _some(samples: Samples) -> Samples:
+    if len(samples) <= _DRAW:
+        return samples
+    return samples.take(np.random.default_rng(0).choice(len(samples), _DRAW, replace=False))
+
+
+def _score(networks: Sequence[DenseSM], samples: Samples) -> list[dict[str, float]]:
+    with torch.inference_mode():
+        predicted = torch.cat(
+            [
+                torch.stack([network(features) for network in networks])
+                for features in (part.features for part in samples.split(_ROWS))
+            ],
+            dim=1,
+        ).numpy()
+    label = samples.label.numpy()
+    scored = [score_arrays(one, label) for one in (*predicted, predicted.mean(axis=0))]
+    return [{k: v for k, v in asdict(one).items() if np.isfinite(v)} for one in scored]
 
 
 def _summary(values: npt.NDArray[np.float32]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ from smgrid.metrics import Scores, score_arrays
 from smgrid.models.densesm import DenseSM
 from smgrid.training.batches import Batch, Source, Step, epoch_steps
 from smgrid.training.branch import steps_first
-from smgrid.training.losses import LossTerms
+from smgrid.training.checks import require_table
+from smgrid.training.places import list_facts, place_key
 from smgrid.training.plan import MSDA, FitPlan
 from smgrid.training.stack import MemberStack, stack_by_width
 from smgrid.training.step import Objective, Part, Scaling, make_part, places_weight, take_step
@@ -72,6 +73,9 @@ class EpochEnd:
     def ubrmse(self) -> float:
         """Mean over the members of the unbiased error on the validation samples, m3 m-3."""
         return float(np.mean([member["ubrmse"] for member in self.members]))
+
+
+OnEpoch: TypeAlias = Callable[[EpochEnd], None]
 
 
 @dataclass
@@ -135,7 +139,7 @@ class Job:
             name: source.to(self.device) if isinstance(source, Samples) else source
             for name, source in domains.parts().items()
         }
-        self.domains, self.validation = Domains(**moved), validation
+        self.domains, self.validation = Domains(**moved), validation.to(self.device)
         self.numbers = list(range(len(networks)) if numbers is None else numbers)
         self.betas = None if betas is None else dict(zip(self.numbers, betas, strict=True))
         for network in networks:
@@ -150,7 +154,7 @@ class Job:
     def run(
         self,
         *,
-        on_epoch: Callable[[EpochEnd], None] | None = None,
+        on_epoch: OnEpoch | None = None,
         save: Callable[[State], None] | None = None,
     ) -> None:
         """Train until the plan ends it; ``save`` is called with the state after each epoch."""
@@ -168,7 +172,8 @@ class Job:
         """Return the members as the plan keeps them, for series as they are."""
         found: dict[int, DenseSM] = {}
         for stack in self.state.averages:
-            for number, network in zip(sorted(stack.numbers), stack.networks(), strict=True):
+            given = [number for number in self.numbers if number in stack.numbers]
+            for number, network in zip(given, stack.networks(), strict=True):
                 if self.plan.keep == "best" and number in self.state.best:
                     network.load_state_dict(self.state.best[number][2])
                 elif number in self.state.stopped:
@@ -230,12 +235,16 @@ class Job:
             optimiser.step()
             if self.plan.average == "exponential":
                 self._fold(place, 1 - self.plan.averaging if self.state.averaged else 1.0)
-            found |= dict(zip(stack.numbers, _as_rows(terms), strict=True))
+            rows = torch.stack([getattr(terms, name) for name in self._terms()], dim=1)
+            found |= dict(zip(stack.numbers, rows.cpu(), strict=True))
         self.state.averaged += self.plan.average == "exponential"
         return found
 
     def _on_device(self, batch: Batch) -> Batch:
-        return Batch(batch.samples.to(self.device), batch.rows)
+        samples = batch.samples
+        if batch.rows is None and self.device.type != "cpu":
+            samples = samples.compact()  # a batch of a stream holds the series of its whole buffer
+        return Batch(samples.to(self.device), batch.rows)
 
     def _run_frozen_branches(self) -> list[dict[str, Tensor]]:
         """Run the series of tables through branches that stay as they are: (members, 12, m)."""
@@ -310,16 +319,33 @@ class Job:
 
     def _end(self, epoch: int, terms: Mapping[int, Tensor]) -> EpochEnd:
         """Validate the members, note the best of each, and say how the epoch went."""
+        names = self._terms()
         members = {
-            number: dict(zip(LossTerms._fields, terms[number].tolist(), strict=True))
-            for number in self.numbers
+            number: dict(zip(names, terms[number].tolist(), strict=True)) for number in self.numbers
         }
+        self._refuse_divergence(epoch, members)
         for number, found in self._validate().items():
             members[number] |= {k: v for k, v in vars(found).items() if k != "n"}
             self._judge(number, epoch, found.rmse)
-        names = LossTerms._fields
         loss = {name: float(np.mean([m[name] for m in members.values()])) for name in names}
         return EpochEnd(epoch, self.plan.epochs, loss, tuple(members.values()))
+
+    def _terms(self) -> list[str]:
+        """Name the terms that the loss of this job has."""
+        domain = ["domain"] if self.betas is not None else []
+        coarse = ["coarse"] if self.msda and self.domains.coarse is not None else []
+        return ["fine", *coarse, *domain, "total"]
+
+    def _refuse_divergence(self, epoch: int, members: Mapping[int, Mapping[str, float]]) -> None:
+        going = {k: m["total"] for k, m in members.items() if k not in self.state.stopped}
+        lost = {k: loss for k, loss in going.items() if not math.isfinite(loss)}
+        if lost:
+            number, loss = next(iter(lost.items()))
+            raise ConfigError(
+                f"training diverged in epoch {epoch}: the loss of {len(lost)} of {len(members)} "
+                f"members is not finite (member {number + 1}: {loss}). Lower learning_rate in the "
+                "plan, or give 'mape' a label_floor such as 0.01"
+            )
 
     def _judge(self, number: int, epoch: int, rmse: float) -> None:
         """Note the best of a member, and when it has not become better for long enough.
@@ -344,22 +370,14 @@ class Job:
         label = self.validation.label.cpu().numpy()
         for stack in self.state.averages:
             predictions = []
-            for start in range(0, len(self.validation), _ROWS):
-                rows = np.arange(start, min(start + _ROWS, len(self.validation)))
-                batch = self._on_device(Batch(self.validation.take(rows), None))
-                part = make_part(batch.samples, self.scaling, with_series=True)
+            for samples in self.validation.split(_ROWS):
+                part = make_part(samples, self.scaling, with_series=True)
                 features = stack.series_features(part.series)
                 predictions.append(stack(part.inputs, features).prediction.cpu())
             whole = torch.cat(predictions, dim=1).numpy()
             for number, own in zip(stack.numbers, whole, strict=True):
                 found[number] = score_arrays(own, label)
         return found
-
-
-def _as_rows(terms: LossTerms) -> Tensor:
-    """(members, 4): terms that are missing are 0."""
-    none = torch.zeros_like(terms.total)
-    return torch.stack([none if term is None else term for term in terms], dim=1).cpu()
 
 
 def _optimiser(stack: MemberStack, plan: FitPlan) -> torch.optim.Optimizer:
@@ -373,34 +391,24 @@ def _optimiser(stack: MemberStack, plan: FitPlan) -> torch.optim.Optimizer:
 def _scaling(fine: Source, n_series: int, plan: FitPlan) -> Scaling:
     if plan.series == "plain":
         return Scaling.none(n_series)
-    if not isinstance(fine, Samples):
-        raise ConfigError(
-            "series='spread' needs all training samples at once: collect the stream with "
-            "collect_samples, or take series='plain'"
-        )
-    return Scaling.of(fine)
+    return Scaling.of(require_table(fine, "series='spread'"))
 
 
 def _draw_places(fine: Source, plan: FitPlan, numbers: Sequence[int]) -> Tensor | None:
     """(members, n): how often each member draws the place of each sample."""
     if plan.places == "all":
         return None
-    if not isinstance(fine, Samples):
-        raise ConfigError(
-            "places='drawn' needs all training samples at once: collect the stream with "
-            "collect_samples, or take places='all'"
-        )
-    positions = np.stack([fine.longitude, fine.latitude])
-    unique, place = np.unique(positions, axis=1, return_inverse=True)
-    count = unique.shape[1]
+    table = require_table(fine, "places='drawn'")
+    place = place_key(list_facts(table))
+    count = int(place.max()) + 1
     times = [
         np.bincount(
-            np.random.default_rng(plan.seed + number).integers(0, count, count), minlength=count
+            np.random.default_rng([plan.seed, number]).integers(0, count, count), minlength=count
         )
         for number in numbers
     ]
-    drawn = np.stack(times)[:, place.ravel()].astype(np.float32)
-    return torch.from_numpy(drawn).to(fine.label.device)
+    drawn = np.stack(times)[:, place].astype(np.float32)
+    return torch.from_numpy(drawn).to(table.label.device)
 
 
 def _for_plain_series(network: DenseSM, scaling: Scaling) -> DenseSM:

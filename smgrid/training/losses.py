@@ -293,7 +293,8 @@ def _draw_subsets(n_source: int, n_target: int, subsets: int, seed: int) -> Tens
 
 def _features(network: DenseSM, samples: Samples) -> Tensor:
     device = network.out.weight.device
-    return torch.cat([network.features(x.to(device)) for x in samples.features.split(_ROWS)])
+    parts = (part.features.to(device) for part in samples.split(_ROWS))
+    return torch.cat([network.features(x) for x in parts])
 
 
 @contextmanager

@@ -61,6 +61,26 @@ def station_key(facts: pd.DataFrame) -> IntArray:
     return _key(where.mask(named, 0.0).assign(network=network, station=facts["station"]))
 
 
+def place_key(facts: pd.DataFrame) -> IntArray:
+    """Key of the position, or of network and station where there is none.
+
+    Raises
+    ------
+    ConfigError
+        Samples have neither.
+    """
+    where = facts[["longitude", "latitude"]]
+    located = where.notna().all(axis=1)
+    unknown = ~located & (facts["station"] == "")
+    if unknown.any():
+        raise ConfigError(
+            f"{int(unknown.sum())} of {len(facts)} samples have neither position nor station, so "
+            "places cannot be drawn; give them one, or a plan with places='all'"
+        )
+    names = facts[["network", "station"]].mask(located, "")
+    return _key(where.where(located, 0.0).join(names).assign(located=located))
+
+
 def cell_key(facts: pd.DataFrame, km: float) -> IntArray:
     """Key of cells of any nominal size, counted from the corner of EASE-Grid 2.0.
 

@@ -8,6 +8,7 @@ line per epoch up to that state. ``ensemble`` is the result, and appears when it
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +30,8 @@ class RunFolder:
     path
         Folder; made if needed.
     identity
-        What the job is, JSON-ready: a folder of another job is refused.
+        What the job is, JSON-ready: a folder of another job is refused. Nothing is written before
+        `claim`.
 
     Raises
     ------
@@ -41,15 +43,27 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike[str], identity: Mapping[str, Any]) -> None:
         self.path = Path(path)
-        self.path.mkdir(parents=True, exist_ok=True)
         self._lines: list[str] = []
         self._saved = 0.0
-        self._take(json.loads(json.dumps(identity)))
+        self._identity = json.loads(json.dumps(identity))
+        self._check()
 
     @property
     def ensemble(self) -> Path:
         """Where the result is."""
         return self.path / "ensemble"
+
+    @property
+    def _part(self) -> Path:
+        return self.path / "run.json.part"
+
+    def claim(self) -> None:
+        """Make the folder that of this job, and clear away what a killed one left half-written."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        for stale in self.path.glob(f".{self.ensemble.name}.*.partial"):
+            shutil.rmtree(stale)
+        self._part.write_text(json.dumps(self._identity, indent=1))
+        self._part.replace(self.path / "run.json")
 
     def resume(self, state: State) -> None:
         """Bring a fresh state to where the job was; the history ends there, too."""
@@ -94,23 +108,21 @@ class RunFolder:
         """Drop what only an unfinished job needs."""
         (self.path / "state.pt").unlink(missing_ok=True)
 
-    def _take(self, identity: Mapping[str, Any]) -> None:
+    def _check(self) -> None:
         file = self.path / "run.json"
         if not file.exists():
-            part = file.with_name("run.json.part")
-            if any(other != part for other in self.path.iterdir()):
+            there = self.path.iterdir() if self.path.is_dir() else ()
+            if self.path.is_file() or any(other != self._part for other in there):
                 raise ConfigError(
                     f"{self.path} holds something else than a training job; give an empty folder"
                 )
-            part.write_text(json.dumps(identity, indent=1))
-            part.replace(file)
             return
         try:
             found = json.loads(file.read_text())
         except ValueError as cause:
             raise StoreError(f"{file} is damaged; remove {self.path} to train anew") from cause
-        names = sorted({*found, *identity})
-        changed = [name for name in names if found.get(name) != identity.get(name)]
+        names = sorted({*found, *self._identity})
+        changed = [name for name in names if found.get(name) != self._identity.get(name)]
         if changed:
             raise ConfigError(
                 f"{self.path} belongs to another training job, which differs in "

@@ -4,7 +4,7 @@ Many pixels share the one-year series of a coarser cell, so a table holds every 
 row points to it. Tensors feed networks; the facts beside them decide on splits and weights.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -88,6 +88,11 @@ class Samples:
         taken = {n: v[index if isinstance(v, Tensor) else rows] for n, v in values.items()}
         return replace(self, **taken)
 
+    def split(self, size: int) -> Iterator["Samples"]:
+        """Cut the table into parts of so many rows, in order; the last one may be smaller."""
+        for start in range(0, len(self), size):
+            yield self.take(np.arange(start, min(start + size, len(self))))
+
     def to(self, device: torch.device | str) -> "Samples":
         """Return the samples with their tensors on a device."""
         values: dict[str, Any] = {name: getattr(self, name).to(device) for name in _TENSORS}
@@ -95,7 +100,7 @@ class Samples:
 
     def compact(self) -> "Samples":
         """Return the same samples without series that none of them uses."""
-        used = torch.zeros(len(self.series), dtype=torch.bool)
+        used = torch.zeros(len(self.series), dtype=torch.bool, device=self.series.device)
         used[self.series_index] = True
         if bool(used.all()):
             return self

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).resolve().parents[2] / "pipelines" / "train.py"
 JOB = """
+repeats: 2
 coarse: {cube: coarse.zarr, blocks_km: 9, tolerance_hours: 48}
 fine: {cube: fine.zarr, stations: fine/ismn, coarse_km: null, train_on: 3, unlabelled: 500}
 out: run
@@ -21,6 +22,8 @@ pretraining: {epochs: 2, average_from: 1, batch_size: 64}
 adaptation: {epochs: 2, average_from: 1, label_loss: mse}
 msda: {batch_norm: separate}
 """
+
+START = "run/pretraining/ensemble"
 
 
 def run(folder, name="job.yml"):
@@ -53,26 +56,53 @@ def done(folder):
 def test_the_job_leaves_an_ensemble_and_a_report(folder, done):
     assert done.returncode == 0, done.stderr
     report = json.loads((folder / "run/report.json").read_text())
-    assert set(report["scores"]) == {"pretrained", "adapted"}
+    assert set(report["scores"]) == {"start", "adapted"}
     assert report["scores"]["adapted"]["n"] > 0
     ensemble = smgrid.load_ensemble(folder / report["ensemble"])
-    facts = ensemble.card["training"]
+    assert len(ensemble.members) == 2 * len(smgrid.load_ensemble(folder / START).members)
+    assert report["trained_on"]["r0"] != report["trained_on"]["r1"]
+    facts = ensemble.card["joined"]["r1"]["training"]
+    assert facts["plan"]["seed"] == 1
+    assert facts["scores"]["test"] == report["repeats"]["r1"]["test"]
     assert facts["adaptation"]["batch_norm"] == "separate"
     assert facts["samples"]["fine"]["stations"] == 3
-    assert facts["started_from"] == smgrid.load_ensemble(folder / "run/pretraining/ensemble").digest
+    assert facts["started_from"] == smgrid.load_ensemble(folder / START).digest
+    assert ensemble.card["joined"]["r1"]["data"]["coarse"]["manifest"]
 
 
 def test_no_station_of_the_test_was_trained_on(folder, done):
-    split = json.loads((folder / "run/report.json").read_text())["split"]
-    assert split["groups"]["training"] == 3
-    assert split["groups"]["training"] + split["groups"]["test"] <= 14
-    assert any("trained on 3 of" in note for note in split["notes"])
+    report = json.loads((folder / "run/report.json").read_text())
+    assert [len(names) for names in report["trained_on"].values()] == [3, 3]
+    groups = report["split"]["groups"]
+    assert groups["training"] + groups["validation"] + groups["test"] <= 14
 
 
 def test_a_second_run_trains_nothing(folder, done):
     before = {p: p.stat().st_mtime_ns for p in (folder / "run").rglob("*.safetensors")}
     assert run(folder).returncode == 0
     assert {p: p.stat().st_mtime_ns for p in (folder / "run").rglob("*.safetensors")} == before
+
+
+def test_an_ensemble_to_start_from_replaces_the_pre_training(folder, done):
+    text = JOB.replace("out: run", f"out: given\nstart: {START}").replace("repeats: 2\n", "")
+    (folder / "start.yml").write_text("\n".join(text.splitlines()[2:]))  # without coarse
+    result = run(folder, "start.yml")
+    assert result.returncode == 0, result.stderr
+    made = smgrid.load_ensemble(folder / "given/ensemble")
+    assert made.card["training"]["started_from"] == smgrid.load_ensemble(folder / START).digest
+    assert set(made.card["training"]["samples"]) == {"fine", "unlabelled", "validation", "test"}
+    assert not (folder / "given/pretraining").exists()
+
+
+def test_a_cube_that_changed_at_its_path_is_noticed(folder, done):
+    manifest = folder / "fine.zarr/_smgrid/manifest.json"
+    before = manifest.read_text()
+    content = json.loads(before)
+    manifest.write_text(json.dumps(content | {"smgrid_manifest_sha256": "0" * 64}))
+    result = run(folder)
+    manifest.write_text(before)
+    assert result.returncode == 2
+    assert "holds samples of another job, which differs in cube" in result.stderr
 
 
 def test_samples_of_another_job_are_not_taken_for_those_of_this_one(folder, done):
@@ -90,6 +120,7 @@ def test_samples_of_another_job_are_not_taken_for_those_of_this_one(folder, done
         (("coarse.zarr", "fine.zarr"), 2, "Build a cube on the grid of the labels"),
         (("out: run", "out: run\nstation: 3"), 2, "station"),
         (("train_on: 3", "train_on: 0"), 2, "train_on"),
+        (("coarse: {", "#"), 2, "give coarse, to pre-train on, or start"),
     ],
 )
 def test_a_bad_job_is_one_message(folder, tmp_path, change, code, message):

@@ -9,7 +9,7 @@ import torch
 from smgrid import __version__
 from smgrid.errors import BundleError
 from smgrid.models.bundle import load_ensemble, save_ensemble
-from smgrid.models.ensemble import predict_samples
+from smgrid.models.ensemble import join_ensembles, predict_samples
 from tests.networks import make_ensemble
 
 CARD = {"training": {"seed": 7, "epochs": 2}, "metrics": {"rmse": 0.04}}
@@ -40,6 +40,13 @@ def test_bundle_round_trips(bundle):
     x = np.random.default_rng(0).random((5, 153), dtype=np.float32)
     np.testing.assert_array_equal(predict_samples(loaded, x), predict_samples(ensemble, x))
     assert load_ensemble(str(bundle), layout="released-9km").digest == ensemble.digest
+
+
+def test_joined_ensemble_round_trips(tmp_path):
+    joined = join_ensembles({"r0": make_ensemble(card=CARD), "r1": make_ensemble(card=CARD)})
+    loaded = load_ensemble(save_ensemble(joined, tmp_path / "model"))
+    assert loaded.digest == joined.digest
+    assert loaded.card == {"joined": {"r0": CARD, "r1": CARD}}
 
 
 def test_card_says_what_is_inside(bundle):
@@ -179,5 +186,8 @@ def test_weights_of_another_network_are_refused(bundle):
 def test_unknown_name_and_foreign_folder_are_refused(tmp_path):
     with pytest.raises(BundleError, match=r"neither a folder nor a known ensemble \(densesm-9km\)"):
         load_ensemble("densesm-1km")
-    with pytest.raises(BundleError, match=r"no bundle of smgrid: it has no card\.json"):
+    (tmp_path / "n_5" / "a70_bauto_r0").mkdir(parents=True)
+    with pytest.raises(
+        BundleError, match=r"no bundle of smgrid: it has no card\.json.*\(\*\.pt\), or folders"
+    ):
         load_ensemble(tmp_path)

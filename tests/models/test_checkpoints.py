@@ -31,6 +31,35 @@ def released(shared):
     return load_ensemble(shared / "data" / "densesm_9km")
 
 
+def plain_form(network):
+    return network.state_dict()
+
+
+def split_form(network):
+    """As fine-tuned files are: features and output apart, everything an average in float32."""
+    return {
+        (f"mv.{key.removeprefix('out.')}" if key.startswith("out.") else f"fe.{key}"): (
+            torch.tensor(128829.5) if key.endswith("num_batches_tracked") else value.float()
+        )
+        for key, value in network.state_dict().items()
+    }
+
+
+def prefixed(form):
+    return lambda network: {f"0.{key}": value for key, value in form(network).items()}
+
+
+def save_run(folder, *sizes, form=split_form, seed=0):
+    """One fine-tuned ensemble as published: weights, history and picture of each member."""
+    folder.mkdir(parents=True)
+    for depth, width in sizes:
+        network = make_network(depth, width, seed=100 * seed + 10 * depth + width)
+        torch.save(form(network), folder / f"m_{depth}_{width}.pt")
+        (folder / f"m_{depth}_{width}.csv").write_text("epoch,jloss\n0,0.1\n")
+        (folder / f"m_{depth}_{width}.jpg").write_bytes(b"\xff\xd8")
+    return folder
+
+
 def save(folder, *sizes, stage="m"):
     for depth, width in sizes:
         network = make_network(depth, width, seed=depth)
@@ -48,6 +77,79 @@ def test_folder_of_checkpoints_loads_in_order_of_depth(tmp_path, stage, suffix):
     assert ensemble.names[0] == f"{stage}_2_4{suffix}"
     assert ensemble.layout.name == "published"
     assert set(ensemble.card["files"]) == {f"{name}.pt" for name in ensemble.names}
+
+
+@pytest.mark.parametrize(
+    "form", [plain_form, split_form, prefixed(plain_form), prefixed(split_form)]
+)
+def test_fine_tuned_run_loads_in_every_form_of_its_keys(tmp_path, form):
+    sizes = ((1, 8), (2, 4))
+    folder = save_run(tmp_path / "n_5" / "a70_bauto_r1", *sizes, form=form)
+    ensemble = load_ensemble(folder, layout="published")
+    assert ensemble.names == ("m_1_8", "m_2_4")
+    x = np.random.default_rng(0).random((6, 153), dtype=np.float32)
+    with torch.no_grad():
+        expected = [make_network(d, w, seed=10 * d + w)(torch.from_numpy(x)) for d, w in sizes]
+    np.testing.assert_allclose(predict_samples(ensemble, x), torch.stack(expected), atol=1e-6)
+
+
+def test_repeats_load_as_one_ensemble_in_the_order_of_their_numbers(tmp_path):
+    parent = tmp_path / "n_5"
+    for number in (10, 0, 2):
+        save_run(parent / f"a70_bauto_r{number}", (1, 8), (1, 16), seed=number)
+    (parent / "scores.csv").touch()
+    (parent / ".ipynb_checkpoints").mkdir()
+    joined = load_ensemble(str(parent), layout="published")
+    assert joined.names == tuple(f"r{k}_m_1_{width}" for k in (0, 2, 10) for width in (8, 16))
+    assert joined.layout.name == "published"
+    x = np.random.default_rng(0).random((4, 153), dtype=np.float32)
+    parts = [load_ensemble(parent / f"a70_bauto_r{k}", layout="published") for k in (0, 2, 10)]
+    expected = np.concatenate([predict_samples(part, x) for part in parts])
+    np.testing.assert_array_equal(predict_samples(joined, x), expected)
+    assert len(np.unique(expected[:, 0])) == 6
+    assert joined.card["joined"] == {
+        f"r{k}": part.card for k, part in zip((0, 2, 10), parts, strict=True)
+    }
+
+
+def test_repeats_with_different_members_are_refused(tmp_path):
+    save_run(tmp_path / "a70_bauto_r0", (1, 4), (1, 8))
+    save_run(tmp_path / "a70_bauto_r1", (1, 8), (2, 4), (10, 4))
+    save_run(tmp_path / "a70_bauto_r2", (1, 4), (1, 8), (2, 4), (10, 4))
+    missing = "same members; a70_bauto_r0 lacks m_2_4, m_10_4; a70_bauto_r1 lacks m_1_4. Complete"
+    with pytest.raises(BundleError, match=missing):
+        load_ensemble(tmp_path, layout="published")
+
+
+def test_repeat_without_weights_is_refused(tmp_path):
+    save_run(tmp_path / "a70_bauto_r0", (1, 4))
+    (tmp_path / "a70_bauto_r1").mkdir()
+    with pytest.raises(BundleError, match="a70_bauto_r1: no checkpoint"):
+        load_ensemble(tmp_path, layout="published")
+
+
+@pytest.mark.parametrize("others", [["shallow"], ["figures", "a70_bauto_rx"]])
+def test_other_folders_among_repeats_are_refused(tmp_path, others):
+    save_run(tmp_path / "a70_bauto_r0", (1, 4))
+    save_run(tmp_path / others[0], (1, 4))
+    for name in others[1:]:
+        (tmp_path / name).mkdir()
+    found = f"only folders of repeats, such as a70_bauto_r0, found {', '.join(sorted(others))}"
+    with pytest.raises(BundleError, match=found):
+        load_ensemble(tmp_path, layout="published")
+
+
+def test_repeats_of_two_settings_are_refused(tmp_path):
+    for name in ("a70_bauto_r0", "a50_b0_r0"):
+        save_run(tmp_path / name, (1, 4))
+    with pytest.raises(BundleError, match="repeats of one setting, found a50_b0, a70_bauto"):
+        load_ensemble(tmp_path, layout="published")
+
+
+def test_repeats_need_a_layout(tmp_path):
+    save_run(tmp_path / "a70_bauto_r0", (1, 4))
+    with pytest.raises(BundleError, match=r"a70_bauto_r0: m_1_4\.pt is none of .*layout="):
+        load_ensemble(tmp_path)
 
 
 def test_unknown_weights_need_a_layout(tmp_path):

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import pickle
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 
 from smgrid.errors import BundleError, LayoutError
 from smgrid.features.layout import get_layout
-from smgrid.models.ensemble import Ensemble, mean_and_std, predict_samples
+from smgrid.models.ensemble import Ensemble, join_ensembles, mean_and_std, predict_samples
 from tests.networks import make_ensemble, make_network
 
 
@@ -99,3 +100,51 @@ def test_mean_and_population_spread():
     mean, std = mean_and_std(np.float32([[0.1, 0.2], [0.3, 0.2]]))
     np.testing.assert_allclose(mean, [0.2, 0.2])
     np.testing.assert_allclose(std, [0.1, 0], atol=1e-7)
+
+
+def repeat(seed, *, sizes=((1, 4), (2, 4)), card=None, layout="released-9km"):
+    members = tuple(
+        (f"m_{d}_{w}", make_network(d, w, seed=100 * seed + 10 * d + w)) for d, w in sizes
+    )
+    return Ensemble(members, get_layout(layout), card or {})
+
+
+def test_joined_members_predict_as_in_their_ensembles_in_the_order_given():
+    parts = {"b": repeat(0), "a": repeat(1, sizes=((3, 6),)), "c-2": repeat(2)}
+    joined, x = join_ensembles(parts), inputs()
+    assert joined.names == ("b_m_1_4", "b_m_2_4", "a_m_3_6", "c-2_m_1_4", "c-2_m_2_4")
+    assert joined.layout == get_layout("released-9km")
+    expected = np.concatenate([predict_samples(part, x) for part in parts.values()])
+    np.testing.assert_array_equal(predict_samples(joined, x), expected)
+    assert len(np.unique(expected[:, 0])) == 5
+
+
+def test_joined_card_holds_those_of_the_parts_and_a_title_that_they_share():
+    cards = {
+        "r0": {"title": "Fine", "training": {"seed": 0}},
+        "r1": {"title": "Fine", "training": {"seed": 1}},
+    }
+    joined = join_ensembles({key: repeat(k, card=cards[key]) for k, key in enumerate(cards)})
+    assert joined.card == {"title": "Fine", "joined": cards}
+    assert json.loads(json.dumps(joined.card)) == joined.card
+    for other in ({"title": "Coarse"}, {}):
+        mixed = join_ensembles({"r0": repeat(0, card=cards["r0"]), "r1": repeat(1, card=other)})
+        assert "title" not in mixed.card
+    assert join_ensembles({"r0": repeat(0)}).card == {"joined": {"r0": {}}}
+
+
+def test_only_ensembles_of_one_layout_are_joined():
+    layout = get_layout("released-9km").with_window("published")
+    other = dataclasses.replace(repeat(1), layout=layout)
+    found = f"r0: 'released-9km' .*, r1: '{layout.name}' .{layout.digest[:12]}"
+    with pytest.raises(LayoutError, match=found):
+        join_ensembles({"r0": repeat(0), "r1": other})
+
+
+def test_joining_nothing_or_under_keys_that_make_one_name_twice_is_refused():
+    with pytest.raises(BundleError, match="no ensemble to join"):
+        join_ensembles({})
+    one = Ensemble((("b_c", make_network()),), get_layout("smgrid-1"))
+    two = Ensemble((("c", make_network()),), get_layout("smgrid-1"))
+    with pytest.raises(BundleError, match=r"distinct names.*'a_b_c', 'a_b_c'"):
+        join_ensembles({"a": one, "a_b": two})

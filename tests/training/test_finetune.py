@@ -18,6 +18,8 @@ from smgrid.training import run_folder
 from smgrid.training.fit import finetune, fit
 from smgrid.training.loop import Domains, Job
 from smgrid.training.plan import ADAPTATION, MSDA, FitPlan
+from smgrid.training.samples import stream_samples
+from tests.cubes import make_cube
 from tests.training.tables import random_samples
 
 LAYOUT = get_layout("smgrid-1")
@@ -152,6 +154,31 @@ def test_metrics_in_the_card_are_those_of_the_members():
         assert facts["rmse"] == pytest.approx(np.sqrt((error.astype(float) ** 2).mean()), rel=1e-5)
 
 
+def test_the_card_scores_the_mean_of_the_members_on_every_part():
+    test = random_samples(25, seed=9)
+    made = adapted(test=test)
+    facts = made.card["training"]
+    assert set(facts["scores"]) == {"fine", "validation", "test"}
+    assert facts["samples"]["test"]["count"] == facts["scores"]["test"]["n"] == 25
+    error = predict_samples(made, test.features).mean(axis=0) - test.label.numpy()
+    assert facts["scores"]["test"]["ubrmse"] == pytest.approx(error.std(), rel=1e-5)
+    assert_same(made, adapted(), rtol=0, atol=0)  # nothing is decided by the test
+
+
+def test_the_history_has_the_terms_that_there_are():
+    ends = []
+    finetune(
+        ensemble(),
+        random_samples(40, seed=1),
+        validation=random_samples(20, seed=2),
+        plan=PLAN,
+        on_epoch=ends.append,
+    )
+    assert set(ends[0].loss) == {"fine", "total"}
+    adapted(msda=MSDA(beta=0.0), on_epoch=ends.append)
+    assert set(ends[-1].loss) == {"fine", "coarse", "total"}
+
+
 def test_what_cannot_be_trained():
     fine, validation = random_samples(40, seed=1), random_samples(20, seed=2)
     with pytest.raises(ConfigError, match="needs unlabelled or coarse samples"):
@@ -276,6 +303,45 @@ def test_epochs_that_are_run_again_are_in_the_history_once(tmp_path):
     adapted(out=tmp_path / "run")
     lines = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [0, 1, 2]
+
+
+def test_a_folder_is_claimed_by_a_job_that_can_begin(tmp_path):
+    same = random_samples(40, seed=1)
+    with pytest.raises(ConfigError, match="domain loss is 0 but for rounding"):
+        finetune(
+            ensemble(), same, validation=same, unlabelled=same, plan=PLAN, out=tmp_path / "run"
+        )
+    assert not (tmp_path / "run").exists()
+    adapted(out=tmp_path / "run")
+
+
+def test_what_a_killed_job_left_half_written_is_cleared_away(tmp_path):
+    def interrupt(end):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        adapted(out=tmp_path / "run", on_epoch=interrupt)
+    (tmp_path / "run" / ".ensemble.0123.partial").mkdir()
+    adapted(out=tmp_path / "run")
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left == {"run.json", "history.jsonl", "ensemble"}
+
+
+def test_a_finished_folder_refuses_another_stream(tmp_path):
+    layout = get_layout("published")
+    options = {"layout": layout, "sizes": ((1, 8),), "plan": replace(PLAN, epochs=2)}
+
+    def run(**change):
+        cube = make_cube(seed=change.pop("seed", 0))
+        labels = (cube["base"].to_dataset()["vv"] * 0 + 0.2).assign_attrs(units="m3 m-3")
+        stream = stream_samples(cube, labels, layout=layout, **change)
+        return fit(stream, random_samples(20, seed=2), out=tmp_path / "run", **options)
+
+    made = run()
+    assert_same(made, run(workers=0), rtol=0, atol=0)
+    for change in ({"seed": 1}, {"share": 0.9}, {"buffer": 100}):
+        with pytest.raises(ConfigError, match="another training job, which differs in samples"):
+            run(**change)
 
 
 def test_a_kill_while_the_folder_was_claimed_leaves_it_usable(tmp_path):

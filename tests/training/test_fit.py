@@ -51,6 +51,7 @@ def table(n, seed):
         label=0.05 + 0.3 * x[:, 0] + 0.1 * x[:, 7],
         time="2021-01-01",
         longitude=rng.random(n),
+        latitude=50.0,
     )
 
 
@@ -159,6 +160,43 @@ def test_each_member_draws_its_own_places():
         assert sum(t.pop() for t in times) == 12
     every = Job(networks(2), Domains(training), table(50, 1), plan=FitPlan(places="all"))
     assert every.drawn == [None]
+
+
+def test_members_of_neighbouring_seeds_have_nothing_in_common():
+    training = newest_rain(300, 0)
+    jobs = [
+        Job(networks(2), Domains(training), newest_rain(50, 1), plan=FitPlan(seed=seed))
+        for seed in (0, 1)
+    ]
+    assert (jobs[0].drawn[0][1] != jobs[1].drawn[0][0]).any()
+    one, other = (
+        fit_module._untrained((1, 8), FitPlan(seed=seed), number, training, LAYOUT)
+        for seed, number in ((0, 1), (1, 0))
+    )
+    assert not torch.equal(one.out.weight, other.out.weight)
+
+
+def test_places_without_a_position_are_the_stations():
+    rows = newest_rain(60, 0)
+    nowhere = np.full(60, np.nan)
+    names = np.array([f"s{k % 4}" for k in range(60)])
+    named = replace(rows, longitude=nowhere, latitude=nowhere, station=names)
+    job = Job(networks(2), Domains(named), newest_rain(50, 1), plan=FitPlan())
+    for drawn in job.drawn[0].numpy():
+        times = [set(drawn[names == name]) for name in np.unique(names)]
+        assert all(len(t) == 1 for t in times)
+        assert sum(t.pop() for t in times) == 4
+    unknown = replace(named, station=np.full(60, ""))
+    with pytest.raises(ConfigError, match="neither position nor station"):
+        Job(networks(1), Domains(unknown), newest_rain(50, 1), plan=FitPlan())
+
+
+def test_members_keep_their_places_whatever_their_numbers():
+    plan = replace(STILL, places="all")
+    given = networks(3)
+    job = Job(given, Domains(table(20, 0)), table(5, 1), plan=plan, numbers=(7, 2, 5))
+    for before, after in zip(given, job.networks(), strict=True):
+        torch.testing.assert_close(after.out.weight, before.out.weight, rtol=0, atol=0)
 
 
 def test_a_place_that_was_not_drawn_is_not_learned_from():
