@@ -10,7 +10,8 @@ fit.
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
@@ -29,14 +30,17 @@ from smgrid import (
     FitPlan,
     Samples,
     Split,
+    call_each,
     check_leakage,
     collect_samples,
     collocate_labels,
+    epoch_bar,
     finetune,
     get_layout,
     inspect,
     join_ensembles,
     load_ensemble,
+    log_to_tensorboard,
     open_cube,
     open_samples,
     open_stations,
@@ -50,6 +54,7 @@ from smgrid import (
     write_samples,
 )
 from smgrid.errors import ConfigError, NoDataError, SmgridError
+from smgrid.training.loop import OnEpoch
 from smgrid.training.plan import ADAPTATION, PRETRAINING, PUBLISHED_SIZES, SMALL_SIZES
 from smgrid.yamltext import check_model, read_yaml
 
@@ -114,6 +119,7 @@ class Config(BaseModel):
     repeats: int = Field(
         1, ge=1, description="adaptations with seeds one after the other, each with its stations"
     )
+    tensorboard: Path | None = Field(None, description="folder of curves to write")
     seed: int = Field(0, ge=0, description="of samples and splits; plans have their own")
     device: Literal["cpu", "cuda"] = "cpu"
 
@@ -162,16 +168,19 @@ def _pretrain(config: Config, layout: FeatureLayout, coarse: Samples | None) -> 
     squares = split_samples(
         coarse, by="block", block_km=config.coarse.blocks_km, share=(0.9, 0, 0.1), seed=config.seed
     )
-    return pretrain(
-        squares.training,
-        squares.test,
-        layout=layout,
-        sizes=SIZES[config.sizes],
-        plan=config.pretraining,
-        out=config.out / "pretraining",
-        device=config.device,
-        card={"split": asdict(squares.report), "data": _data(config)},
-    )
+    out = config.out / "pretraining"
+    with _watch(config, out) as on_epoch:
+        return pretrain(
+            squares.training,
+            squares.test,
+            layout=layout,
+            sizes=SIZES[config.sizes],
+            plan=config.pretraining,
+            out=out,
+            device=config.device,
+            on_epoch=on_epoch,
+            card={"split": asdict(squares.report), "data": _data(config)},
+        )
 
 
 def _adapt(
@@ -184,19 +193,33 @@ def _adapt(
 ) -> Ensemble:
     training = _some_stations(split.training, config.fine.train_on, seed=config.seed + number)
     names = np.unique(_station_names(training)).tolist()
-    return finetune(
-        start,
-        training,
-        validation=split.validation,
-        test=split.test,
-        unlabelled=unlabelled,
-        coarse=coarse,
-        plan=replace(config.adaptation, seed=config.adaptation.seed + number),
-        msda=config.msda,
-        out=config.out / "adaptation" / f"r{number}",
-        device=config.device,
-        card={"split": asdict(split.report), "stations": names, "data": _data(config)},
-    )
+    out = config.out / "adaptation" / f"r{number}"
+    with _watch(config, out) as on_epoch:
+        return finetune(
+            start,
+            training,
+            validation=split.validation,
+            test=split.test,
+            unlabelled=unlabelled,
+            coarse=coarse,
+            plan=replace(config.adaptation, seed=config.adaptation.seed + number),
+            msda=config.msda,
+            out=out,
+            device=config.device,
+            on_epoch=on_epoch,
+            card={"split": asdict(split.report), "stations": names, "data": _data(config)},
+        )
+
+
+@contextmanager
+def _watch(config: Config, out: Path) -> Iterator[OnEpoch]:
+    """Show the epochs in the terminal, and in TensorBoard if that is wanted."""
+    with ExitStack() as stack:
+        callbacks = [stack.enter_context(epoch_bar())]
+        if config.tensorboard is not None:
+            board = config.tensorboard / out.relative_to(config.out)
+            callbacks.append(stack.enter_context(log_to_tensorboard(board)))
+        yield call_each(*callbacks)
 
 
 def _coarse_samples(config: Config, coarse: Coarse, layout: FeatureLayout) -> Samples:

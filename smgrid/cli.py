@@ -241,8 +241,11 @@ def map_(
     store: Annotated[str, typer.Argument(help="Cube to read: a folder or a URL.")],
     out: Annotated[str, typer.Option(help="Zarr store of the map: a folder or a URL.")],
     ensemble: Annotated[
-        str, typer.Option(help="'densesm-9km', a bundle, or a folder of published weights.")
+        str, typer.Option(help="'densesm-9km', a bundle, or a folder of checkpoints.")
     ] = "densesm-9km",
+    layout: Annotated[
+        Layout | None, typer.Option(help="What checkpoints of others were trained on.")
+    ] = None,
     window: Annotated[
         Window | None, typer.Option(help="Replace the layout's rule; published is for parity.")
     ] = None,
@@ -260,7 +263,7 @@ def map_(
     from smgrid.models.bundle import load_ensemble
 
     cube = open_cube(store)
-    model = load_ensemble(ensemble)
+    model = load_ensemble(ensemble, layout=layout)
     sm = predict(cube, model, as_of=as_of, window=window)
     require_values(sm, cube, layout=model.layout)
     with _bar() as bar:

@@ -1,6 +1,7 @@
 """The coarse-to-fine job as an operator runs it: two cubes, one file, one command."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).resolve().parents[2] / "pipelines" / "train.py"
 JOB = """
 repeats: 2
+tensorboard: curves
 coarse: {cube: coarse.zarr, blocks_km: 9, tolerance_hours: 48}
 fine: {cube: fine.zarr, stations: fine/ismn, coarse_km: null, train_on: 3, unlabelled: 500}
 out: run
@@ -63,6 +65,8 @@ def test_the_job_leaves_an_ensemble_and_a_report(folder, done):
     assert report["trained_on"]["r0"] != report["trained_on"]["r1"]
     facts = ensemble.card["joined"]["r1"]["training"]
     assert facts["plan"]["seed"] == 1
+    for stage in ("pretraining", "adaptation/r0", "adaptation/r1"):
+        assert list((folder / "curves" / stage).glob("events.*"))
     assert facts["scores"]["test"] == report["repeats"]["r1"]["test"]
     assert facts["adaptation"]["batch_norm"] == "separate"
     assert facts["samples"]["fine"]["stations"] == 3
@@ -85,7 +89,7 @@ def test_a_second_run_trains_nothing(folder, done):
 
 def test_an_ensemble_to_start_from_replaces_the_pre_training(folder, done):
     text = JOB.replace("out: run", f"out: given\nstart: {START}").replace("repeats: 2\n", "")
-    (folder / "start.yml").write_text("\n".join(text.splitlines()[2:]))  # without coarse
+    (folder / "start.yml").write_text(re.sub("coarse: {.*", "", text))
     result = run(folder, "start.yml")
     assert result.returncode == 0, result.stderr
     made = smgrid.load_ensemble(folder / "given/ensemble")

@@ -87,6 +87,7 @@ def test_fine_tuned_run_loads_in_every_form_of_its_keys(tmp_path, form):
     folder = save_run(tmp_path / "n_5" / "a70_bauto_r1", *sizes, form=form)
     ensemble = load_ensemble(folder, layout="published")
     assert ensemble.names == ("m_1_8", "m_2_4")
+    assert all(n.norm.num_batches_tracked.dtype == torch.int64 for _, n in ensemble.members)
     x = np.random.default_rng(0).random((6, 153), dtype=np.float32)
     with torch.no_grad():
         expected = [make_network(d, w, seed=10 * d + w)(torch.from_numpy(x)) for d, w in sizes]
