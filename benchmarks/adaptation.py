@@ -26,7 +26,7 @@ import smgrid
 from smgrid import Ensemble, FitPlan, Samples
 from smgrid.simulate.weather import Climate
 from smgrid.simulate.world import World
-from smgrid.training.plan import ADAPTATION, PRETRAINING
+from smgrid.training.plan import ADAPTATION
 
 LAYOUT = smgrid.get_layout("smgrid-1")
 SIZES = ((1, 16), (2, 32), (3, 32))
@@ -125,11 +125,8 @@ def ubrmse(ensemble: Ensemble, samples: Samples) -> float:
 def start_from(folder: Path, coarse: Samples) -> Ensemble:
     """Pre-train on nine tenths of the squares."""
     split = smgrid.split_samples(coarse, by="block", block_km=36, share=(0.9, 0, 0.1))
-    plan = replace(
-        PRETRAINING, epochs=25, average_from=20, learning_rate=2e-3, schedule="cosine", patience=25
-    )
     return smgrid.pretrain(
-        split.training, split.test, layout=LAYOUT, sizes=SIZES, plan=plan, out=folder / "pretrained"
+        split.training, split.test, layout=LAYOUT, sizes=SIZES, out=folder / "pretrained"
     )
 
 
@@ -140,9 +137,7 @@ def three_ways(
     watched = few.take(np.arange(8))
     passes = int(np.clip(14 * 1500 / len(few), 14, 60))
     fresh = FitPlan(epochs=passes, patience=passes, keep="last", seed=seed)
-    tuned = replace(
-        ADAPTATION, epochs=20, average_from=15, patience=20, label_loss="mse", seed=seed
-    )
+    tuned = replace(ADAPTATION, seed=seed)
     return {
         "scratch": smgrid.fit(few, watched, layout=LAYOUT, sizes=SIZES, plan=fresh),
         "fine-tuned": smgrid.finetune(start, few, validation=watched, plan=tuned),

@@ -27,7 +27,7 @@ from smgrid.models.densesm import DenseSM
 from smgrid.training.discrepancy import coral, mmd
 from smgrid.training.loop import Domains, Job
 from smgrid.training.losses import DomainLoss
-from smgrid.training.plan import ADAPTATION, MSDA, PUBLISHED_SIZES
+from smgrid.training.plan import MSDA, PUBLISHED_ADAPTATION, PUBLISHED_SIZES
 from smgrid.training.table import Samples, make_samples
 
 BATCH = 1024
@@ -100,7 +100,7 @@ def published_way(
 def one_job(fine: Samples, unlabelled: Samples, gap: DomainLoss | None, *, frozen: bool) -> Job:
     """Make the same steps as one job."""
     plan = replace(
-        ADAPTATION,
+        PUBLISHED_ADAPTATION,
         batch_size=BATCH if gap else 2 * BATCH,
         label_loss="mse",
         average="none",

@@ -121,15 +121,14 @@ def require_table(source: Source, setting: str) -> Samples:
     if isinstance(source, SampleStream):
         raise ConfigError(
             f"{setting} needs all training samples at once: collect the stream with "
-            "collect_samples, or give a plan such as smgrid.training.plan.PRETRAINING"
+            "collect_samples, or give a plan with places='all', such as "
+            "smgrid.training.plan.PRETRAINING"
         )
     return source
 
 
 def check_plan(plan: FitPlan, fine: Source) -> None:
     """Refuse a stream where the plan needs a table; raises `ConfigError`."""
-    if plan.series == "spread":
-        require_table(fine, "series='spread'")
     if plan.places == "drawn":
         require_table(fine, "places='drawn'")
 

@@ -98,6 +98,7 @@ def run_job(
         msda=msda,
         betas=_betas(networks, drawn[learned], drawn.get("unlabelled"), plan=plan, msda=msda),
         device=options.device,
+        drawn=drawn[learned],
     )
     _run(job, folder, options.on_epoch)
     labelled = {name: drawn[name] for name in (learned, "validation", "test") if name in drawn}

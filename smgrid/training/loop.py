@@ -22,6 +22,7 @@ from smgrid.models.densesm import DenseSM
 from smgrid.training.batches import Batch, Source, Step, epoch_steps
 from smgrid.training.branch import steps_first
 from smgrid.training.checks import require_table
+from smgrid.training.facts import draw_samples
 from smgrid.training.places import list_facts, place_key
 from smgrid.training.plan import MSDA, FitPlan
 from smgrid.training.stack import MemberStack, stack_by_width
@@ -118,7 +119,10 @@ class State:
 
 
 class Job:
-    """Members of an ensemble in training, all of them or some by their numbers."""
+    """Members of an ensemble in training, all of them or some by their numbers.
+
+    ``drawn`` are samples that the fine ones are known by, if these are a stream.
+    """
 
     def __init__(
         self,
@@ -131,6 +135,7 @@ class Job:
         betas: Sequence[float] | None = None,
         numbers: Sequence[int] | None = None,
         device: torch.device | str = "cpu",
+        drawn: Samples | None = None,
     ) -> None:
         self.plan, self.msda = plan, msda
         self.device = torch.device(device)
@@ -144,7 +149,7 @@ class Job:
         self.betas = None if betas is None else dict(zip(self.numbers, betas, strict=True))
         for network in networks:
             network.conv_block.dropout.p = plan.dropout
-        self.scaling = _scaling(domains.fine, networks[0].n_series, plan).to(self.device)
+        self.scaling = _scaling(domains.fine, networks[0].n_series, plan, drawn).to(self.device)
         stacks = [stack.to(self.device) for stack in stack_by_width(networks, numbers=self.numbers)]
         averages = stacks if plan.average == "none" else copy.deepcopy(stacks)
         self.state = State(stacks, averages, [_optimiser(stack, plan) for stack in stacks])
@@ -388,10 +393,10 @@ def _optimiser(stack: MemberStack, plan: FitPlan) -> torch.optim.Optimizer:
     return kind(wanted, lr=plan.learning_rate, weight_decay=plan.weight_decay)
 
 
-def _scaling(fine: Source, n_series: int, plan: FitPlan) -> Scaling:
+def _scaling(fine: Source, n_series: int, plan: FitPlan, drawn: Samples | None) -> Scaling:
     if plan.series == "plain":
         return Scaling.none(n_series)
-    return Scaling.of(require_table(fine, "series='spread'"))
+    return Scaling.of(drawn if drawn is not None else draw_samples(fine))
 
 
 def _draw_places(fine: Source, plan: FitPlan, numbers: Sequence[int]) -> Tensor | None:

@@ -150,11 +150,14 @@ def _forward(
 ) -> dict[str, Outputs]:
     """Run the domains through the stack, together or one by one."""
     plan, msda = objective.plan, objective.msda
-    if msda is not None and msda.batch_norm == "separate":
+    if msda is not None and msda.batch_norm in ("separate", "target"):
+        # What is predicted later are fine samples: the coarse domain is a guest.
+        remembered = {"fine", "unlabelled"} & set(parts)
+        if msda.batch_norm == "target" and "unlabelled" in parts:
+            remembered = {"unlabelled"}
         outputs = {}
         for number, (name, part) in enumerate(parts.items()):
-            # The coarse domain is a guest: what is predicted later are fine samples.
-            statistics: Statistics = "batch" if name == "coarse" else "update"
+            statistics: Statistics = "update" if name in remembered else "batch"
             outputs[name] = _run(stack, part, plan, statistics, (*seed, number))
         return outputs
     frozen = msda is not None and msda.batch_norm == "frozen"

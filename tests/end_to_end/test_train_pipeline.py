@@ -22,7 +22,7 @@ out: run
 sizes: small
 pretraining: {epochs: 2, average_from: 1, batch_size: 64}
 adaptation: {epochs: 2, average_from: 1, label_loss: mse}
-msda: {batch_norm: separate}
+msda: {batch_norm: target}
 """
 
 START = "run/pretraining/ensemble"
@@ -68,7 +68,7 @@ def test_the_job_leaves_an_ensemble_and_a_report(folder, done):
     for stage in ("pretraining", "adaptation/r0", "adaptation/r1"):
         assert list((folder / "curves" / stage).glob("events.*"))
     assert facts["scores"]["test"] == report["repeats"]["r1"]["test"]
-    assert facts["adaptation"]["batch_norm"] == "separate"
+    assert facts["adaptation"]["batch_norm"] == "target"
     assert facts["samples"]["fine"]["stations"] == 3
     assert facts["started_from"] == smgrid.load_ensemble(folder / START).digest
     assert ensemble.card["joined"]["r1"]["data"]["coarse"]["manifest"]

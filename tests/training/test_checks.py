@@ -11,13 +11,13 @@ from smgrid.errors import ConfigError
 from smgrid.features.layout import get_layout
 from smgrid.training.checks import check_samples
 from smgrid.training.fit import fit
-from smgrid.training.plan import ADAPTATION, PRETRAINING, FitPlan
+from smgrid.training.plan import PUBLISHED_ADAPTATION, PUBLISHED_PRETRAINING, FitPlan
 from smgrid.training.samples import stream_samples
 from tests.cubes import make_cube
 from tests.training.tables import random_samples
 
 LAYOUT = get_layout("smgrid-1")
-QUICK = replace(PRETRAINING, epochs=1, average_from=0)
+QUICK = replace(PUBLISHED_PRETRAINING, epochs=1, average_from=0)
 
 
 def with_value(name, value, place):
@@ -55,9 +55,9 @@ def test_a_series_counts_only_if_a_row_uses_it():
 def test_a_label_of_zero_needs_a_floor_under_the_percentage():
     dry = with_value("label", 0.0, 3)
     with pytest.raises(ConfigError, match="labels of 0, by which 'mape' divides"):
-        check_samples("fine", dry, layout=LAYOUT, plan=ADAPTATION)
-    floored = replace(ADAPTATION, label_floor=0.01)
-    for name, plan in (("fine", floored), ("fine", QUICK), ("test", ADAPTATION)):
+        check_samples("fine", dry, layout=LAYOUT, plan=PUBLISHED_ADAPTATION)
+    floored = replace(PUBLISHED_ADAPTATION, label_floor=0.01)
+    for name, plan in (("fine", floored), ("fine", QUICK), ("test", PUBLISHED_ADAPTATION)):
         check_samples(name, dry, layout=LAYOUT, plan=plan)
 
 
@@ -78,7 +78,7 @@ def test_streams_that_cannot_play_their_part():
         fit(stream_samples(cube, None, layout=layout), table, **options)
     with pytest.raises(ConfigError, match="streamed in the layout 'published'"):
         fit(labelled, table, **{**options, "layout": LAYOUT})
-    with pytest.raises(ConfigError, match="series='spread' needs all training samples at once"):
+    with pytest.raises(ConfigError, match="places='drawn' needs all training samples at once"):
         fit(labelled, table, **{**options, "plan": FitPlan(epochs=1)})
 
 

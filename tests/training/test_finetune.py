@@ -17,14 +17,14 @@ from smgrid.models.ensemble import Ensemble, predict_samples
 from smgrid.training import run_folder
 from smgrid.training.fit import finetune, fit
 from smgrid.training.loop import Domains, Job
-from smgrid.training.plan import ADAPTATION, MSDA, FitPlan
+from smgrid.training.plan import MSDA, PUBLISHED_ADAPTATION, FitPlan
 from smgrid.training.samples import stream_samples
 from tests.cubes import make_cube
 from tests.training.tables import random_samples
 
 LAYOUT = get_layout("smgrid-1")
 SIZES = ((2, 8), (1, 8), (1, 16))
-PLAN = replace(ADAPTATION, epochs=3, patience=3, batch_size=16, average_from=1)
+PLAN = replace(PUBLISHED_ADAPTATION, epochs=3, patience=3, batch_size=16, average_from=1)
 
 
 def ensemble():
@@ -61,7 +61,7 @@ def in_double(n, seed):
     return replace(samples, **{name: getattr(samples, name).double() for name in names})
 
 
-@pytest.mark.parametrize("batch_norm", ["joint", "separate", "frozen"])
+@pytest.mark.parametrize("batch_norm", ["joint", "target", "separate", "frozen"])
 @pytest.mark.parametrize("frozen", ["nothing", "series"])
 def test_members_together_are_members_one_by_one(batch_norm, frozen):
     """Dropout, data order and batch norms are each member's own.
@@ -120,6 +120,24 @@ def test_the_coarse_domain_leaves_no_trace_in_separate_statistics():
     assert not torch.allclose(
         weights(mixed)["m0.norm.running_mean"], weights(one)["m0.norm.running_mean"], atol=1e-6
     )
+
+
+def test_target_statistics_are_those_of_the_unlabelled_samples():
+    still = replace(PLAN, learning_rate=1e-12, average="none", epochs=1)
+    options = {"plan": still, "validation": random_samples(20, seed=2)}
+
+    def running(fine, unlabelled):
+        made = finetune(
+            ensemble(),
+            random_samples(40, seed=fine),
+            unlabelled=random_samples(50, seed=unlabelled, label=None),
+            msda=MSDA(beta=0.0),
+            **options,
+        )
+        return weights(made)["m0.norm.running_mean"]
+
+    torch.testing.assert_close(running(1, 3), running(8, 3), rtol=0, atol=1e-8)
+    assert not torch.allclose(running(1, 3), running(1, 9), atol=1e-6)
 
 
 def test_the_mean_of_epochs_is_the_mean_of_what_each_epoch_ends_with():
