@@ -129,10 +129,12 @@ def model_inputs(cube: Cube, layout: FeatureLayout, *, as_of: AsOf | None = None
     Raises
     ------
     LayoutError
-        A variable is missing, or was prepared in another convention than the layout's.
+        A variable is missing, or was prepared in another convention than the layout's, or the
+        layout does not have every series.
     WindowError
         No acquisition has a full year of series behind it.
     """
+    _check_series(layout)
     found = find_variables(cube, required_variables(layout))
     _check_backscatter(found, layout)
     grid = found["vv"].odc.geobox
@@ -178,6 +180,16 @@ def _dims(name: str) -> tuple[str, ...]:
     if name in SCENE_FEATURES:
         return ("time", "y", "x")
     return ("date", "y", "x") if name in SERIES_FEATURES else ("y", "x")
+
+
+def _check_series(layout: FeatureLayout) -> None:
+    missing = {*SERIES_FEATURES} - {column.feature for column in layout.series}
+    if missing:
+        raise LayoutError(
+            f"the layout {layout.name!r} has no series of {', '.join(sorted(missing))}; cubes are "
+            f"read by layouts with all of {', '.join(SERIES_FEATURES)}. Networks without them take "
+            "tables: use predict_samples"
+        )
 
 
 def _check_backscatter(found: Mapping[str, xr.DataArray], layout: FeatureLayout) -> None:

@@ -50,7 +50,8 @@ class FeatureLayout:
     snapshot
         Columns that hold one value per pixel and date.
     series
-        Runs of ``steps`` columns that follow the snapshot columns.
+        Runs of ``steps`` columns that follow the snapshot columns. Tables of samples and networks
+        do without; a cube is only mapped by a layout that has all of them.
     window
         Rule of the one-year window.
     convention, averaging
@@ -90,7 +91,7 @@ class FeatureLayout:
         for name, choices in _CHOICES.items():
             _check_choice(name, getattr(self, name), choices)
         features = [column.feature for column in self.series]
-        if not self.snapshot or not features or len(set(features)) < len(features):
+        if not self.snapshot or len(set(features)) < len(features):
             raise LayoutError(
                 f"layout {self.name!r} needs snapshot columns and distinct series, it has "
                 f"{len(self.snapshot)} columns and the series {features}"

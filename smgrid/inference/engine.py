@@ -139,6 +139,8 @@ def compile_ensemble(ensemble: Ensemble) -> Engine:
 
 def _series_features(members: tuple[Member, ...], series: Tensor) -> Tensor:
     """(m, series, steps) -> (members, features, m): sums over the windows of the last pooling."""
+    if not series.shape[1]:
+        return torch.empty(len(members), 0, len(series))
     parts = []
     for part in _parts(len(series), _SERIES):
         source = _replicate_edges(series[part].permute(2, 1, 0).contiguous())
@@ -181,7 +183,7 @@ def _dense(groups: tuple[_Group, ...], inputs: Tensor, features: Tensor, cells: 
             x = buffer[:, :, : part.stop - part.start]
             x[:, -given:][:, :n_columns] = inputs[part].T
             for i, position in enumerate(group.positions):
-                x[i, n_columns - given :] = features[position][:, cells[part]]
+                x[i, height - features.shape[1] :] = features[position][:, cells[part]]
             x[:, -given:].mul_(group.scale).add_(group.shift)
             predictions[group.positions, part] = _run_group(group, x, given)
     return predictions

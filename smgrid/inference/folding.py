@@ -55,7 +55,7 @@ def fold(network: DenseSM) -> Member:
     out = state["out.weight"]
     return Member(
         width=network.width,
-        convolutions=_fold_convolutions(state),
+        convolutions=_fold_convolutions(state) if network.n_series else [],
         scale=scale[:, None].float(),
         shift=shift[:, None].float(),
         dense=dense,
@@ -69,7 +69,8 @@ def _fold_inputs(state: State, network: DenseSM) -> tuple[Tensor, Tensor]:
     counts = torch.tensor([min(POOLING[2], steps - i) for i in range(0, steps, POOLING[2])])
     gain, shift = _affine(state, "norm")
     n_given = network.n_snapshot + network.n_series
-    counts = counts.repeat((len(gain) - n_given) // len(counts))
+    n_channels = (len(gain) - n_given) // max(1, len(counts))  # none without series
+    counts = counts.repeat(n_channels)
     return gain / torch.cat([torch.ones(n_given), counts]), shift
 
 

@@ -3,7 +3,7 @@
 A one-dimensional convolution branch condenses three one-year series to 12 features; dense blocks
 of linear layers join them with the snapshot columns (Zhu, Dai, Liu, Yuan and Walker 2024, Remote
 Sens. Environ. 301:113944). Parameter names are those of the published files, so that these load
-strictly.
+strictly. A layout without series has no branch: the dense part then reads the snapshot alone.
 """
 
 import re
@@ -47,6 +47,25 @@ class ConvBlock(nn.Module):
         y = self.dropout(fn.relu(self.bn3(self.conv3(y))))
         y = fn.avg_pool1d(y, POOLING[2], ceil_mode=True)
         return y.flatten(1)
+
+    @property
+    def layers(self) -> tuple[tuple[nn.Conv1d, nn.BatchNorm1d], ...]:
+        """The convolutions, each with its batch norm."""
+        return ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3))
+
+
+class NoSeries(nn.Module):
+    """(n, 0, steps) -> (n, 0): what stands in for the branch where a layout has no series."""
+
+    layers: tuple[tuple[nn.Conv1d, nn.BatchNorm1d], ...] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(_DROPOUT)
+
+    def forward(self, series: Tensor) -> Tensor:
+        """Return no features."""
+        return series.flatten(1)
 
 
 class DenseBlock(nn.Module):
@@ -92,7 +111,7 @@ class DenseSM(nn.Module):
     width
         Units of every layer of a dense block.
     n_snapshot, n_series, n_steps
-        Sizes of the layout: snapshot columns, series, steps of each series.
+        Sizes of the layout: snapshot columns, series (there may be none), steps of each series.
     """
 
     def __init__(
@@ -101,8 +120,9 @@ class DenseSM(nn.Module):
         super().__init__()
         self.depth, self.width = depth, width
         self.n_snapshot, self.n_series, self.n_steps = n_snapshot, n_series, n_steps
-        n_inputs = n_snapshot + n_series + _CONV_CHANNELS[-1] * pooled_steps(n_steps)[-1]
-        self.conv_block = ConvBlock(n_series)
+        self.conv_block: ConvBlock | NoSeries = ConvBlock(n_series) if n_series else NoSeries()
+        n_features = _CONV_CHANNELS[-1] * pooled_steps(n_steps)[-1] if n_series else 0
+        n_inputs = n_snapshot + n_series + n_features
         self.norm = _norm(n_inputs)
         self.dense_layers = nn.ModuleList(
             DenseBlock(n_inputs + k * width, width) for k in range(depth)
@@ -133,7 +153,7 @@ class DenseSM(nn.Module):
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(n, columns) -> (n, snapshot columns) and (n, series, steps)."""
-        series = x[:, self.n_snapshot :].reshape(-1, self.n_series, self.n_steps)
+        series = x[:, self.n_snapshot :].reshape(len(x), self.n_series, self.n_steps)
         return x[:, : self.n_snapshot], series
 
     def head(self, snapshot: Tensor, means: Tensor, series_features: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as fn
 
-from smgrid.models.densesm import POOLING, ConvBlock
+from smgrid.models.densesm import POOLING, ConvBlock, NoSeries
 
 Statistics = Literal["batch", "running", "update"]
 """What batch norms subtract and divide by: the statistics of this batch without remembering them,
@@ -28,7 +28,7 @@ def steps_first(series: Tensor) -> Tensor:
 
 
 def branch_features(
-    branch: ConvBlock, padded: Tensor, *, masks: Sequence[Mask], statistics: Statistics
+    branch: ConvBlock | NoSeries, padded: Tensor, *, masks: Sequence[Mask], statistics: Statistics
 ) -> Tensor:
     """Run a series branch.
 
@@ -46,11 +46,10 @@ def branch_features(
     Returns
     -------
     Tensor
-        (12, n) features, channel-major as those of the module.
+        (12, n) features, channel-major as those of the module; (0, n) without series.
     """
     y = padded
-    layers = ((branch.conv1, branch.bn1), (branch.conv2, branch.bn2), (branch.conv3, branch.bn3))
-    for number, ((convolution, norm), mask) in enumerate(zip(layers, masks, strict=True)):
+    for number, ((convolution, norm), mask) in enumerate(zip(branch.layers, masks, strict=True)):
         if number:
             even = len(y) // 2 * 2
             y = _replicate_edges((y[0:even:2] + y[1:even:2]) / POOLING[0])
@@ -80,7 +79,12 @@ def normalise(y: Tensor, norm: nn.BatchNorm1d, statistics: Statistics) -> Tensor
 
 
 def draw_masks(
-    branch: ConvBlock, n: int, *, steps: int, seed: Sequence[int], device: torch.device | str
+    branch: ConvBlock | NoSeries,
+    n: int,
+    *,
+    steps: int,
+    seed: Sequence[int],
+    device: torch.device | str,
 ) -> tuple[Mask, ...]:
     """Draw what dropout leaves of the activations of each layer, scaled to keep their mean.
 
@@ -94,13 +98,11 @@ def draw_masks(
     """
     p = branch.dropout.p
     if p == 0:
-        return (None, None, None)
+        return (None,) * len(branch.layers)
     rng = np.random.Generator(np.random.SFC64(np.random.SeedSequence(list(seed))))
     masks = []
-    for convolution, length in zip(
-        (branch.conv1, branch.conv2, branch.conv3), (steps, steps // 2, steps // 4), strict=True
-    ):
-        shape = (length, convolution.out_channels, n)
+    for number, (convolution, _) in enumerate(branch.layers):
+        shape = (steps // 2**number, convolution.out_channels, n)
         kept = torch.from_numpy(_kept(rng, int(np.prod(shape)), p)).reshape(shape)
         masks.append((kept / (1 - p)).to(device))
     return tuple(masks)

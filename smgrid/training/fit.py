@@ -14,7 +14,7 @@ import torch
 
 from smgrid.errors import ConfigError
 from smgrid.features.layout import FeatureLayout
-from smgrid.models.densesm import ConvBlock, DenseSM
+from smgrid.models.densesm import DenseSM
 from smgrid.models.ensemble import Ensemble
 from smgrid.training.batches import Source
 from smgrid.training.job import Options, run_job
@@ -224,9 +224,8 @@ def _untrained(
             n_series=len(layout.series),
             n_steps=layout.steps,
         )
-    branch: ConvBlock = network.conv_block
     with torch.no_grad():
-        for convolution in (branch.conv1, branch.conv2, branch.conv3):
+        for convolution, _ in network.conv_block.layers:
             convolution.weight *= torch.tensor(plan.first_taps)
         if isinstance(training, Samples):
             network.out.bias.fill_(float(training.label.mean()))

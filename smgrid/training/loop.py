@@ -21,12 +21,15 @@ from smgrid.metrics import Scores, score_arrays
 from smgrid.models.densesm import DenseSM
 from smgrid.training.batches import Batch, Source, Step, epoch_steps
 from smgrid.training.branch import steps_first
-from smgrid.training.checks import require_table
-from smgrid.training.facts import draw_samples
-from smgrid.training.places import list_facts, place_key
 from smgrid.training.plan import MSDA, FitPlan
+from smgrid.training.preparation import (
+    draw_places,
+    find_scaling,
+    for_plain_series,
+    make_optimiser,
+)
 from smgrid.training.stack import MemberStack, stack_by_width
-from smgrid.training.step import Objective, Part, Scaling, make_part, places_weight, take_step
+from smgrid.training.step import Objective, Part, make_part, places_weight, take_step
 from smgrid.training.table import Samples
 
 # Rows of the validation samples that go through the members at once.
@@ -149,11 +152,11 @@ class Job:
         self.betas = None if betas is None else dict(zip(self.numbers, betas, strict=True))
         for network in networks:
             network.conv_block.dropout.p = plan.dropout
-        self.scaling = _scaling(domains.fine, networks[0].n_series, plan, drawn).to(self.device)
+        self.scaling = find_scaling(domains.fine, networks[0].n_series, plan, drawn).to(self.device)
         stacks = [stack.to(self.device) for stack in stack_by_width(networks, numbers=self.numbers)]
         averages = stacks if plan.average == "none" else copy.deepcopy(stacks)
-        self.state = State(stacks, averages, [_optimiser(stack, plan) for stack in stacks])
-        self.drawn = [_draw_places(self.domains.fine, plan, stack.numbers) for stack in stacks]
+        self.state = State(stacks, averages, [make_optimiser(stack, plan) for stack in stacks])
+        self.drawn = [draw_places(self.domains.fine, plan, stack.numbers) for stack in stacks]
         self.cached = self._run_frozen_branches()
 
     def run(
@@ -183,7 +186,7 @@ class Job:
                     network.load_state_dict(self.state.best[number][2])
                 elif number in self.state.stopped:
                     network.load_state_dict(self.state.stopped[number][1])
-                found[number] = _for_plain_series(network, self.scaling)
+                found[number] = for_plain_series(network, self.scaling)
         return [found[number] for number in self.numbers]
 
     def _is_over(self) -> bool:
@@ -239,7 +242,7 @@ class Job:
             )
             optimiser.step()
             if self.plan.average == "exponential":
-                self._fold(place, 1 - self.plan.averaging if self.state.averaged else 1.0)
+                self._fold(place, _share(self.state.averaged, self.plan.averaging))
             rows = torch.stack([getattr(terms, name) for name in self._terms()], dim=1)
             found |= dict(zip(stack.numbers, rows.cpu(), strict=True))
         self.state.averaged += self.plan.average == "exponential"
@@ -385,49 +388,12 @@ class Job:
         return found
 
 
-def _optimiser(stack: MemberStack, plan: FitPlan) -> torch.optim.Optimizer:
-    kind = torch.optim.Adam if plan.optimiser == "adam" else torch.optim.AdamW
-    wanted = stack.parameters()
-    if plan.frozen == "series":
-        wanted = (p for name, p in stack.named_parameters() if not name.startswith("branches."))
-    return kind(wanted, lr=plan.learning_rate, weight_decay=plan.weight_decay)
+def _share(averaged: int, averaging: float) -> float:
+    """Return the weight of a step in the running mean of those before it.
 
-
-def _scaling(fine: Source, n_series: int, plan: FitPlan, drawn: Samples | None) -> Scaling:
-    if plan.series == "plain":
-        return Scaling.none(n_series)
-    return Scaling.of(drawn if drawn is not None else draw_samples(fine))
-
-
-def _draw_places(fine: Source, plan: FitPlan, numbers: Sequence[int]) -> Tensor | None:
-    """(members, n): how often each member draws the place of each sample."""
-    if plan.places == "all":
-        return None
-    table = require_table(fine, "places='drawn'")
-    place = place_key(list_facts(table))
-    count = int(place.max()) + 1
-    times = [
-        np.bincount(
-            np.random.default_rng([plan.seed, number]).integers(0, count, count), minlength=count
-        )
-        for number in numbers
-    ]
-    drawn = np.stack(times)[:, place].astype(np.float32)
-    return torch.from_numpy(drawn).to(table.label.device)
-
-
-def _for_plain_series(network: DenseSM, scaling: Scaling) -> DenseSM:
-    """Move the scaling of the series into the first kernels of a network.
-
-    Exact, since padding replicates the edges of the series.
+    In the beginning the mean forgets faster, so that a short job does not keep its random start.
     """
-    first = network.conv_block.conv1
-    bias: Tensor = first.bias  # type: ignore[assignment]
-    mean, spread = (value.to(first.weight) for value in scaling)
-    with torch.no_grad():
-        first.weight /= spread[:, None]
-        bias -= first.weight.sum(dim=2) @ mean
-    return network.eval()
+    return max(1 - averaging, 9 / (10 + averaged)) if averaged else 1.0
 
 
 @contextmanager

@@ -52,9 +52,9 @@ class FitPlan:
         Share of the activations of the series branch that a step silences.
     average
         What the ensemble and validation use. ``"none"``: the weights; ``"exponential"``: their
-        running mean, of which each step keeps ``averaging``; ``"epochs"``: the plain mean of the
-        weights at the end of each epoch from ``average_from`` on, which counts from 0 (until then
-        the weights). Statistics of batch norms are averaged alike.
+        running mean, of which each step keeps ``averaging``, the first ones less; ``"epochs"``: the
+        plain mean of the weights at the end of each epoch from ``average_from`` on, which counts
+        from 0 (until then the weights). Statistics of batch norms are averaged alike.
     places
         ``"drawn"``: each member gives each place the weight of how often it comes when as many
         places as there are are drawn with replacement (bagging: Breiman 1996, Mach. Learn. 24:123);

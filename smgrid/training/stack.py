@@ -21,6 +21,7 @@ from smgrid.training.branch import (
     normalise,
     steps_first,
 )
+from smgrid.training.grouped import grouped_features
 
 
 class Rows(NamedTuple):
@@ -100,7 +101,7 @@ class MemberStack(nn.Module):
         inputs
             (snapshot columns + series, n) as in `Rows`.
         series_features
-            (members, 12, n) from `series_features`.
+            (members, 12, n) from `series_features`; (members, 0, n) without series.
         statistics
             Of the batch norms.
         """
@@ -128,7 +129,9 @@ class MemberStack(nn.Module):
 
         ``masks`` are those of each member, see `draw_masks`; none without dropout.
         """
-        every = [(None, None, None)] * len(self) if masks is None else masks
+        every = [(None,) * len(b.layers) for b in self._branches] if masks is None else masks
+        if series.device.type == "cuda" and self._sizes[1]:
+            return grouped_features(self._branches, series, masks=every, statistics=statistics)
         each = zip(self._branches, every, strict=True)
         return torch.stack(
             [branch_features(b, series, masks=m, statistics=statistics) for b, m in each]

@@ -16,8 +16,11 @@ from torch import Tensor
 from smgrid.errors import LayoutError, NoDataError
 
 FloatArray = npt.NDArray[np.float64]
-Rows = npt.NDArray[np.int64] | npt.NDArray[np.bool_]
+Rows = npt.NDArray[np.int64] | npt.NDArray[np.bool_] | Sequence[int] | Sequence[bool]
 """Positions of rows, or a mask."""
+
+JOINED = " + "
+"""Between the names of the stations, or of their networks, that one pixel holds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +32,8 @@ class Samples:
     snapshot
         (n, snapshot columns) scaled, float32.
     series
-        (m, series, steps) scaled windows, float32; each distinct one once or more.
+        (m, series, steps) scaled windows, float32; each distinct one once or more. A layout without
+        series has one row of nothing, (1, 0, steps), to which all samples point.
     series_index
         (n,) row of ``series`` that belongs to each sample, int64.
     label
@@ -45,7 +49,8 @@ class Samples:
         (n,) time of the label minus that of the acquisition, hours, float32; NaN where the label
         is a mean of the acquisition's own UTC day, or unknown.
     station, network
-        (n,) names; empty where there are none.
+        (n,) names; empty where there are none. Those of several stations in one pixel are joined by
+        `JOINED`, each network in the place of its station, or named once if all are the same.
     """
 
     snapshot: Tensor
@@ -82,7 +87,8 @@ class Samples:
 
     def take(self, which: Rows) -> "Samples":
         """Return the samples at these positions, or where true; the series are shared."""
-        rows = np.flatnonzero(which) if which.dtype == bool else which
+        given = np.ascontiguousarray(which, dtype=None if len(which) else np.int64)
+        rows = np.flatnonzero(given) if given.dtype == bool else given
         index = torch.from_numpy(rows)
         values: dict[str, Any] = {name: getattr(self, name) for name in _ALONG_ROWS}
         taken = {n: v[index if isinstance(v, Tensor) else rows] for n, v in values.items()}
@@ -100,25 +106,24 @@ class Samples:
 
     def compact(self) -> "Samples":
         """Return the same samples without series that none of them uses."""
-        used = torch.zeros(len(self.series), dtype=torch.bool, device=self.series.device)
-        used[self.series_index] = True
-        if bool(used.all()):
+        used, index = torch.unique(self.series_index, return_inverse=True)
+        if len(used) == len(self.series):
             return self
-        position = torch.cumsum(used, 0) - 1
-        return replace(self, series=self.series[used], series_index=position[self.series_index])
+        return replace(self, series=self.series[used], series_index=index)
 
 
+_STEPS = 46  # of a layout that does not say otherwise
 _TENSORS = ("snapshot", "series", "series_index", "label", "weight")
 _ALONG_ROWS = tuple(field.name for field in fields(Samples) if field.name != "series")
 
 
 def make_samples(
     snapshot: Tensor,
-    series: Tensor,
-    series_index: Tensor,
+    series: Tensor | None = None,
+    series_index: Tensor | None = None,
     *,
-    label: Tensor | None = None,
-    weight: Tensor | None = None,
+    label: Any = None,
+    weight: Any = None,
     time: Any = "NaT",
     longitude: Any = np.nan,
     latitude: Any = np.nan,
@@ -128,9 +133,20 @@ def make_samples(
 ) -> Samples:
     """Make a table; what is left out is unknown, and every sample weighs 1.
 
-    Facts may be given as one value for all rows or as one per row.
+    Labels, weights and facts may be given as one value for all rows or as one per row, in arrays or
+    lists. Series are left out where the layout has none.
+
+    Raises
+    ------
+    LayoutError
+        Something has another length, or an index points to no series.
     """
     n = len(snapshot)
+    if series is None or not series.shape[1]:
+        steps = _STEPS if series is None else series.shape[2]
+        series, series_index = snapshot.new_zeros(1, 0, steps), snapshot.new_zeros(n)
+    elif series_index is None:
+        raise LayoutError("there are series, but no series_index that says which sample has which")
     facts = {
         "time": np.asarray(time, "M8[ns]"),
         "longitude": np.asarray(longitude, np.float64),
@@ -142,11 +158,37 @@ def make_samples(
     return Samples(
         snapshot=snapshot.to(torch.float32),
         series=series.to(torch.float32),
-        series_index=series_index.to(torch.int64),
-        label=torch.full((n,), torch.nan) if label is None else label.to(torch.float32),
-        weight=torch.ones(n) if weight is None else weight.to(torch.float32),
-        **{name: np.broadcast_to(value, (n,)) for name, value in facts.items()},
+        series_index=_check_index(series_index.to(torch.int64), len(series)),
+        label=_to_tensor("label", torch.nan if label is None else label, n),
+        weight=_to_tensor("weight", 1.0 if weight is None else weight, n),
+        **{name: _spread(name, value, n) for name, value in facts.items()},
     )
+
+
+def _check_index(index: Tensor, count: int) -> Tensor:
+    if len(index):
+        low, high = (int(bound) for bound in torch.aminmax(index))
+        if low < 0 or high >= count:
+            raise LayoutError(
+                f"series_index runs from {low} to {high}, expected rows of series, 0 to {count - 1}"
+            )
+    return index
+
+
+def _to_tensor(name: str, values: Any, n: int) -> Tensor:
+    if isinstance(values, Tensor) and values.ndim:
+        return values.to(torch.float32)
+    # A copy, because tensors cannot be of read-only memory.
+    return torch.from_numpy(np.array(_spread(name, np.asarray(values, np.float32), n)))
+
+
+def _spread(name: str, values: npt.NDArray[Any], n: int) -> npt.NDArray[Any]:
+    """Return one value per row."""
+    if values.shape not in ((), (n,)):
+        raise LayoutError(
+            f"{name} has the shape {values.shape}, expected one value or one for each of {n} rows"
+        )
+    return np.broadcast_to(values, (n,))
 
 
 def join_samples(parts: Sequence[Samples]) -> Samples:

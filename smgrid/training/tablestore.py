@@ -152,6 +152,8 @@ def stored_layout(path: StorePath) -> FeatureLayout:
 
 def share_series(samples: Samples) -> Samples:
     """Return the same samples with every distinct series held once, compared bit by bit."""
+    if not samples.series.shape[1]:
+        return samples
     rows = samples.series.flatten(1).contiguous().numpy()
     keys = rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1]))).ravel()
     _, first, position = np.unique(keys, return_index=True, return_inverse=True)

@@ -92,6 +92,49 @@ def test_forward_inserts_the_means():
         torch.testing.assert_close(network(x), network.out(features)[:, 0])
 
 
+@pytest.mark.parametrize("steps", [1, 46])
+def test_without_series_the_dense_part_reads_the_snapshot_alone(steps):
+    """Layer by layer in NumPy; the length of series that are not there does not matter."""
+    network = make_network(2, 4, n_snapshot=5, n_series=0, n_steps=steps).double()
+    assert list(network.state_dict()) == [k for k in documented_keys(2) if "conv_block" not in k]
+    state = {k: v.numpy() for k, v in network.state_dict().items()}
+
+    def linear(y, name):
+        return y @ state[f"{name}.weight"].T + state[f"{name}.bias"]
+
+    def norm(y, name):
+        spread = np.sqrt(state[f"{name}.running_var"] + 1e-5)
+        y = (y - state[f"{name}.running_mean"]) / spread
+        return y * state[f"{name}.weight"] + state[f"{name}.bias"]
+
+    x = np.random.default_rng(0).random((7, 5))
+    given = norm(x, "norm")
+    for block in ("dense_layers.0", "dense_layers.1"):
+        y = given
+        for k in (1, 2, 3):
+            y = np.maximum(norm(linear(y, f"{block}.linear{k}"), f"{block}.bn{k}"), 0)
+        given = np.concatenate([y, given], axis=1)
+    features = norm(np.maximum(linear(given, "fc_layers.0.linear1"), 0), "fc_layers.0.bn1")
+    with torch.no_grad():
+        np.testing.assert_allclose(network.features(torch.from_numpy(x)), features, atol=1e-12)
+        np.testing.assert_allclose(
+            network(torch.from_numpy(x)), linear(features, "out")[:, 0], atol=1e-12
+        )
+        assert network(torch.empty(0, 5, dtype=torch.float64)).shape == (0,)
+
+
+def test_weights_without_series_load_only_as_such():
+    network = make_network(2, 4, n_snapshot=5, n_series=0)
+    loaded = network_from_state(network.state_dict(), n_snapshot=5, n_series=0)
+    x = torch.rand(4, 5)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), network(x))
+    with pytest.raises(BundleError, match="conv_block"):
+        network_from_state(network.state_dict(), n_snapshot=5)
+    with pytest.raises(BundleError, match=r"0 series.*conv_block"):
+        network_from_state(make_network().state_dict(), n_series=0)
+
+
 @pytest.mark.parametrize("form", ["plain", "split", "0.plain", "0.split"])
 def test_every_form_of_weights_loads(form):
     network = make_network(3, 6)

@@ -11,17 +11,17 @@ from smgrid.training.stack import MemberStack, make_rows, stack_by_width
 NONE = (None, None, None)
 
 
-def batch(n=50, seed=0):
+def batch(n=50, seed=0, series=3):
     g = torch.Generator().manual_seed(seed)
     return (
         torch.rand(n, 15, generator=g, dtype=torch.float64),
-        torch.rand(n, 3, 46, generator=g, dtype=torch.float64),
+        torch.rand(n, series, 46, generator=g, dtype=torch.float64),
     )
 
 
-def members(*sizes, dropout=0.0):
+def members(*sizes, dropout=0.0, series=3):
     torch.manual_seed(3)
-    networks = [DenseSM(depth, width).double() for depth, width in sizes]
+    networks = [DenseSM(depth, width, n_series=series).double() for depth, width in sizes]
     for network in networks:
         network.conv_block.dropout.p = dropout
         for module in network.modules():
@@ -47,9 +47,10 @@ def assert_same_state(one, other):
 SIZES = [(2, 8), (1, 8), (3, 8), (2, 8)]
 
 
-def test_a_stack_predicts_what_its_members_do():
-    networks = members(*SIZES)
-    snapshot, series = batch()
+@pytest.mark.parametrize("count", [3, 0])
+def test_a_stack_predicts_what_its_members_do(count):
+    networks = members(*SIZES, series=count)
+    snapshot, series = batch(series=count)
     out = run(MemberStack(networks), snapshot, series, statistics="running")
     x = torch.cat([snapshot, series.flatten(1)], dim=1)
     order = MemberStack(networks).order
@@ -59,8 +60,9 @@ def test_a_stack_predicts_what_its_members_do():
         torch.testing.assert_close(out.features[place], network.features(x))
 
 
-def test_members_come_back_as_they_went_in():
-    networks = members(*SIZES, dropout=0.3)
+@pytest.mark.parametrize("count", [3, 0])
+def test_members_come_back_as_they_went_in(count):
+    networks = members(*SIZES, dropout=0.3, series=count)
     for one, other in zip(networks, MemberStack(networks).networks(), strict=True):
         assert one.depth == other.depth
         assert other.conv_block.dropout.p == 0.3
@@ -68,12 +70,13 @@ def test_members_come_back_as_they_went_in():
             assert torch.equal(other.state_dict()[key], value), key
 
 
+@pytest.mark.parametrize("count", [3, 0])
 @pytest.mark.parametrize("statistics", ["update", "running"])
-def test_a_step_of_the_stack_is_the_step_of_each_member(statistics):
+def test_a_step_of_the_stack_is_the_step_of_each_member(statistics, count):
     """Gradients, running statistics and weights after Adam, against autograd of the modules."""
-    networks = members(*SIZES)
+    networks = members(*SIZES, series=count)
     stack = MemberStack(networks)
-    snapshot, series = batch()
+    snapshot, series = batch(series=count)
     label = torch.rand(50, dtype=torch.float64)
     x = torch.cat([snapshot, series.flatten(1)], dim=1)
     optimiser = torch.optim.Adam(stack.parameters(), lr=1e-2)
@@ -154,6 +157,18 @@ def test_the_branch_with_dropout_equals_the_module_with_the_same_masks(monkeypat
     for (name, one), other in zip(block.named_parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, msg=name)
     assert_same_state(reference, block)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_without_series_there_is_nothing_to_silence(dropout):
+    stack = MemberStack(members((1, 8), (2, 8), dropout=dropout, series=0))
+    assert stack.draw_masks(50, seed=(1,)) == [(), ()]
+    snapshot, series = batch(series=0)
+    masks = stack.draw_masks(50, seed=(1,))
+    silenced = run(stack, snapshot, series, statistics="batch", masks=masks)
+    assert torch.equal(
+        silenced.prediction, run(stack, snapshot, series, statistics="batch").prediction
+    )
 
 
 def test_gradients_with_respect_to_the_series():

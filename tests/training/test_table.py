@@ -16,15 +16,24 @@ def test_features_are_snapshot_and_the_row_s_own_series():
         torch.testing.assert_close(features[i], torch.cat([samples.snapshot[i], own]))
 
 
-@pytest.mark.parametrize("as_mask", [True, False])
-def test_take_keeps_rows_together(as_mask):
+@pytest.mark.parametrize("as_", ["mask", "rows", "list", "view"])
+def test_take_keeps_rows_together(as_):
     samples = random_samples()
     rows = np.array([3, 8, 21])
-    which = np.isin(np.arange(40), rows) if as_mask else rows
+    which = {
+        "mask": np.isin(np.arange(40), rows),
+        "rows": rows,
+        "list": [3, 8, 21],
+        "view": np.array([21, 8, 3])[::-1],
+    }[as_]
     taken = samples.take(which)
     assert torch.equal(taken.features, samples.features[rows])
     for name in ("label", "weight", "time", "longitude", "latitude", "lag", "station", "network"):
         np.testing.assert_array_equal(getattr(taken, name), getattr(samples, name)[rows])
+
+
+def test_take_of_nothing():
+    assert len(random_samples().take([])) == 0
 
 
 def test_compact_drops_series_of_nobody_and_changes_nothing_else():
@@ -33,6 +42,7 @@ def test_compact_drops_series_of_nobody_and_changes_nothing_else():
     assert len(small.series) <= 3 < len(taken.series)
     assert torch.equal(small.features, taken.features)
     assert small.compact() is small
+    assert torch.equal(small.series, taken.series[taken.series_index.unique()])
 
 
 def test_join_puts_tables_one_after_the_other():
@@ -60,3 +70,33 @@ def test_tables_that_do_not_fit():
         make_samples(
             torch.zeros(2, 15), torch.zeros(1, 3, 46), torch.tensor([0, 0]), label=torch.zeros(3)
         )
+
+
+@pytest.mark.parametrize("name", ["time", "longitude", "lag", "station", "label", "weight"])
+def test_a_fact_is_one_value_or_one_per_row(name):
+    parts = (torch.zeros(4, 15), torch.zeros(1, 3, 46), torch.zeros(4))
+    values = ["2021-03-02"] * 2 if name == "time" else [1, 2]
+    with pytest.raises(LayoutError, match=rf"{name} has the shape \(2,\), .* each of 4 rows"):
+        make_samples(*parts, **{name: values})
+
+
+@pytest.mark.parametrize("as_", [list, np.array, torch.tensor])
+def test_labels_and_weights_may_be_arrays_or_lists(as_):
+    parts = (torch.zeros(2, 15), torch.zeros(1, 3, 46), torch.zeros(2))
+    samples = make_samples(*parts, label=as_([0.1, 0.2]), weight=as_([1.0, 3.0]))
+    assert samples.label.dtype == samples.weight.dtype == torch.float32
+    np.testing.assert_allclose(samples.label, [0.1, 0.2])
+    assert samples.weight.tolist() == [1, 3]
+
+
+def test_one_value_may_stand_for_all_rows():
+    parts = (torch.zeros(2, 15), torch.zeros(1, 3, 46), torch.zeros(2))
+    samples = make_samples(*parts, label=0.25, weight=torch.tensor(2.0))
+    assert samples.label.tolist() == [0.25, 0.25]
+    assert samples.weight.tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("index", [[0, 1], [-1, 0]])
+def test_an_index_points_to_a_series(index):
+    with pytest.raises(LayoutError, match=r"series_index runs from .* expected rows .* 0 to 0"):
+        make_samples(torch.zeros(2, 15), torch.zeros(1, 3, 46), torch.tensor(index))
