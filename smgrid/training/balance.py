@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from smgrid.errors import ConfigError, NoDataError
-from smgrid.training.places import row_key
+from smgrid.training.places import check_seed, row_key
 from smgrid.training.table import Samples
 
 
@@ -38,13 +38,15 @@ def balance_by_moisture(
     Raises
     ------
     ConfigError
-        Edges that do not rise, not one share per bin, shares outside 0-1, or a maximum below 1.
+        Edges that do not rise, not one share per bin, shares outside 0-1, a maximum below 1, or a
+        seed that is no whole number.
     NoDataError
         Nothing is left.
     """
     # As float32, like the labels: a label of 0.7 is below Python's 0.7.
     bounds, kept = np.asarray(edges, np.float32), np.asarray(share, np.float64)
     _check_bins(bounds, kept, maximum)
+    check_seed(seed)
     label = samples.label.numpy()
     bins = np.where(label == bounds[-1], len(kept), np.searchsorted(bounds, label, "right")) - 1
     inside = (bins >= 0) & (bins < len(kept))

@@ -13,8 +13,9 @@ from smgrid.features.layout import FeatureLayout
 from smgrid.metrics import score_arrays
 from smgrid.models.densesm import DenseSM
 from smgrid.training.batches import Source
+from smgrid.training.places import list_stations
 from smgrid.training.samples import SampleStream
-from smgrid.training.table import Samples
+from smgrid.training.table import JOINED, Samples
 
 _QUANTILES = (0.0, 0.01, 0.5, 0.99, 1.0)
 _DRAW = 65_536  # samples of a stream that it is known by
@@ -60,11 +61,11 @@ def _describe_stream(stream: SampleStream) -> dict[str, Any]:
 
 
 def _describe_places(samples: Samples) -> dict[str, Any]:
-    named = sorted({str(name) for name in samples.network} - {""})
+    networks = {name for joined in samples.network.tolist() for name in joined.split(JOINED)}
     times = samples.time[~np.isnat(samples.time)]
     return {
-        "stations": len({*zip(samples.network, samples.station, strict=True)} - {("", "")}),
-        "networks": named,
+        "stations": len(list_stations(samples)),
+        "networks": sorted(networks - {""}),
         "period": [str(times.min()), str(times.max())] if len(times) else [],
     }
 

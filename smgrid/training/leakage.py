@@ -15,23 +15,30 @@ A coarse cell (9 km, that of SMAP and about that of ERA5-Land) has one series of
 SMAP value, so two stations in it are not independent. Windows count only where time is the
 question: a new place has its own series and may see the same year. Where time is the question they
 count between all places, because one weather system rules many of them.
+
+A pixel of several stations shares each of them, and a station without a network counts as that of
+its name in any network.
 """
 
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from smgrid.errors import ConfigError
+from smgrid.errors import ConfigError, NoDataError
 from smgrid.training.places import IntArray, cell_key, list_facts, require_known, station_key
 from smgrid.training.table import Samples
-from smgrid.windows import WINDOW_DAYS
 
 SplitBy = Literal["random", "station", "year", "network", "block", "space-time"]
 LeakRule = Literal["station", "cell", "window"]
 BoolArray = npt.NDArray[np.bool_]
+
+#: Days apart from which on two windows share no day. The 46 composites of one begin up to 365 days
+#: before the acquisition, and the last of them, which holds 16 days, ends up to 15 days after it.
+GAP_DAYS = 381
 
 RULES: Mapping[SplitBy, tuple[LeakRule, ...]] = {
     "random": (),
@@ -49,7 +56,7 @@ def check_leakage(
     *,
     by: SplitBy,
     coarse_km: float | None = 9.0,
-    gap_days: int = WINDOW_DAYS,
+    gap_days: int = GAP_DAYS,
 ) -> None:
     """Refuse a test that shares with training what the declared split keeps apart.
 
@@ -63,7 +70,7 @@ def check_leakage(
     coarse_km
         Size of a coarse cell of EASE-Grid 2.0 in nominal km; None checks no cells.
     gap_days
-        Length of a window; 0 checks no windows. See `split_samples`.
+        Fewest days between windows; 0 checks no windows. See `split_samples`.
 
     Raises
     ------
@@ -87,7 +94,7 @@ def drop_leaks(
     *,
     by: SplitBy,
     coarse_km: float | None = 9.0,
-    gap_days: int = WINDOW_DAYS,
+    gap_days: int = GAP_DAYS,
 ) -> tuple[Samples, dict[str, int]]:
     """Return the training samples that `check_leakage` accepts, and how many went for which reason.
 
@@ -95,9 +102,13 @@ def drop_leaks(
 
     Raises
     ------
+    NoDataError
+        There is no training sample.
     ConfigError
         No training sample is left.
     """
+    if not len(training):
+        raise NoDataError("training has no sample; check what selects its samples")
     leaks = _find_between(training, test, by, coarse_km, gap_days)
     gone, removed = np.zeros(len(training), dtype=bool), {}
     for rule, mask in leaks.items():
@@ -142,13 +153,20 @@ def find_leaks(
 
 
 def check_guard(by: str, coarse_km: float | None, gap_days: int) -> None:
-    """Refuse an unknown split, a cell without size, or a negative gap."""
+    """Refuse an unknown split, a cell without size, or a gap that is no number of days."""
     if by not in get_args(SplitBy):
         raise ConfigError(f"by: expected one of {get_args(SplitBy)}, found {by!r}")
-    if coarse_km is not None and not 0 < coarse_km < np.inf:
+    if coarse_km is not None and not is_size(coarse_km):
         raise ConfigError(f"coarse_km: expected a size in km or None, found {coarse_km!r}")
-    if gap_days < 0:
-        raise ConfigError(f"gap_days: expected 0 or more days, found {gap_days!r}")
+    if not isinstance(gap_days, Integral) or gap_days < 0:
+        raise ConfigError(
+            f"gap_days: expected a whole number of days, 0 or more, found {gap_days!r}"
+        )
+
+
+def is_size(km: object) -> bool:
+    """Tell whether this is a finite length."""
+    return isinstance(km, Real) and 0 < float(km) < np.inf
 
 
 def _find_between(

@@ -4,6 +4,10 @@ Keys are whole numbers that follow the sorted facts, so that they do not depend 
 rows; a draw over keys then gives the same part to a sample wherever it stands in the table.
 """
 
+from collections.abc import Iterable
+from itertools import product
+from numbers import Integral
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -11,7 +15,7 @@ import pandas as pd
 from smgrid.ease import EASE_CRS, ease_position
 from smgrid.errors import ConfigError
 from smgrid.grid import transform_points
-from smgrid.training.table import Samples
+from smgrid.training.table import JOINED, Samples
 
 IntArray = npt.NDArray[np.int64]
 
@@ -20,13 +24,13 @@ _SNAP = 1e-6  # fraction of a cell that is floating-point noise
 
 
 def list_facts(*tables: Samples) -> pd.DataFrame:
-    """List where and when the rows of all tables were taken."""
+    """List where and when the rows of all tables were taken; longitudes count from -180 to 180."""
     frames = (
         pd.DataFrame(
             {
                 "network": table.network,
                 "station": table.station,
-                "longitude": table.longitude.round(_DIGITS),
+                "longitude": _wrap(table.longitude.round(_DIGITS)).round(_DIGITS),
                 "latitude": table.latitude.round(_DIGITS),
                 "time": table.time,
             }
@@ -49,6 +53,9 @@ def row_key(samples: Samples) -> IntArray:
 def station_key(facts: pd.DataFrame) -> IntArray:
     """Key of network and station together, or of the position where there is no station.
 
+    A pixel that holds several stations has one key with all of them. So has a station without a
+    network with those of its name in any network, of which it may be one.
+
     Raises
     ------
     ConfigError
@@ -57,8 +64,9 @@ def station_key(facts: pd.DataFrame) -> IntArray:
     named = facts["station"] != ""
     where = facts[["longitude", "latitude"]]
     require_known(named | where.notna().all(axis=1), "station and no position")
-    network = facts["network"].where(named, "")
-    return _key(where.mask(named, 0.0).assign(network=network, station=facts["station"]))
+    names = facts[["network", "station"]].where(named, "")
+    key = _key(where.mask(named, 0.0).join(names))
+    return _join_names(names.iloc[np.unique(key, return_index=True)[1]])[key]
 
 
 def place_key(facts: pd.DataFrame) -> IntArray:
@@ -105,6 +113,17 @@ def year_of(facts: pd.DataFrame) -> IntArray:
     return np.asarray(facts["time"].dt.year, np.int64)
 
 
+def list_stations(samples: Samples) -> set[tuple[str, str]]:
+    """Return network and name of every station, those that share a pixel each by itself."""
+    joined = {*zip(samples.network.tolist(), samples.station.tolist(), strict=True)}
+    return {
+        pair
+        for network, station in joined
+        if station
+        for pair in _pair_names(network.split(JOINED), station.split(JOINED))
+    }
+
+
 def join_keys(*keys: IntArray) -> IntArray:
     """Key of the smallest groups of rows that none of the keys cuts."""
     group, before = keys[0], None
@@ -122,6 +141,42 @@ def require_known(known: "pd.Series[bool]", fact: str) -> None:
             f"{int((~known).sum())} of {len(known)} samples have no {fact}, which this split goes "
             'by; leave them out or use by="random"'
         )
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that no draw can start from."""
+    if not isinstance(seed, Integral) or seed < 0:
+        raise ConfigError(f"seed: expected a whole number, 0 or more, found {seed!r}")
+
+
+def _wrap(longitude: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return (longitude + 180) % 360 - 180
+
+
+def _join_names(names: pd.DataFrame) -> IntArray:
+    """Give rows that share a station, by way of others or not, the number of the first one."""
+    number = np.arange(len(names))
+    single = pd.DataFrame(
+        [
+            (row, *pair)
+            for row, (network, station) in enumerate(names.itertuples(index=False))
+            if station
+            for pair in _pair_names(network.split(JOINED), station.split(JOINED))
+        ],
+        columns=["row", "network", "station"],
+    )
+    anywhere = single["station"].isin(single.loc[single["network"] == "", "station"])
+    single["network"] = single["network"].mask(anywhere, "")
+    row = single["row"].to_numpy(np.int64)
+    number[row] = join_keys(row, _key(single[["network", "station"]]))
+    return number
+
+
+def _pair_names(networks: list[str], stations: list[str]) -> Iterable[tuple[str, str]]:
+    """Pair stations with their networks, of which there is one for all or one for each."""
+    if len(networks) == len(stations):
+        return zip(networks, stations, strict=True)
+    return product(networks, stations)
 
 
 def _key(frame: pd.DataFrame) -> IntArray:

@@ -36,6 +36,7 @@ _MISSING = ["", "NA", "N/A", "NaN", "nan", "-nan", "NULL", "null", "None"]
 # Excel counts 1900-02-29, which never was: from 1900-03-01 on, its days count from this date.
 _EXCEL_ORIGIN = np.datetime64("1899-12-30", "s")
 _EXCEL_DAYS = (61, 100_000)  # 1900-03-01 to 2173
+_DEGREES = {("lat", "latitude"): (-90, 90), ("lon", "longitude"): (-180, 360)}
 _KM = 9
 _OFF_CIRCLE = 0.01  # more than numbers rounded to three digits are off
 _PAIRS = (("doy_sin", "doy_cos"), ("ease_col_sin", "ease_col_cos"))
@@ -49,11 +50,11 @@ def read_published_csv(
     Parameters
     ----------
     path
-        CSV file with a header; a name such as ``.csv.gz`` tells that it is compressed. Columns
-        ``0``, ``1``, ... hold the scaled inputs. ``network``, ``station``, ``date`` (YYYY-MM-DD)
-        or else ``edate`` (Excel serial day), and ``lat``, ``lon``, ``latitude``, ``longitude`` in
-        degrees are read where they are there. Others, such as ``s_index``, ``platform``, ``orbit``
-        and ``lc``, are not.
+        CSV file in UTF-8 with a header; a name such as ``.csv.gz`` tells that it is compressed.
+        Columns ``0``, ``1``, ... hold the scaled inputs. ``network``, ``station``, ``date``
+        (YYYY-MM-DD) or else ``edate`` (Excel serial day), and ``lat``, ``lon``, ``latitude``,
+        ``longitude`` in degrees are read where they are there. Others, such as ``s_index``,
+        ``platform``, ``orbit`` and ``lc``, are not.
     layout
         What the columns are. A file does not say it, and the wrong layout gives nonsense: columns
         of another meaning and another scale. Layouts are told apart by what must hold in one: the
@@ -110,7 +111,7 @@ def write_published_csv(
     """Write a table of samples in the form of the published scripts.
 
     Inputs, labels and positions are read back bit by bit. Weights, lags and the time of day have
-    no place in the published form and are left out.
+    no place in the published form and are left out, as is an Excel day outside 1900-03 to 2173.
 
     Parameters
     ----------
@@ -133,7 +134,9 @@ def write_published_csv(
     NoDataError
         There is no sample.
     LayoutError
-        The samples do not have the layout's columns.
+        The samples do not have the layout's columns, or cannot be in that layout.
+    SourceError
+        An input is missing or outside 0-1, a position off the globe, or a name has a CR or NUL.
     ConfigError
         The published scripts know no such label.
     StoreError
@@ -151,7 +154,9 @@ def write_published_csv(
         path.parent.mkdir(parents=True, exist_ok=True)
         for start in range(0, len(samples), _ROWS):
             rows = np.arange(start, min(start + _ROWS, len(samples)))
-            frame = _to_frame(samples.take(rows), label, first=start + 1)
+            frame = _to_frame(samples.take(rows), label, rows)
+            _check_values(frame, layout, path)
+            _check_names(frame, path)
             frame.to_csv(partial, mode="a", header=not start, index=False)
         partial.rename(path)
     except OSError as error:
@@ -195,7 +200,12 @@ def _read_header(path: Path) -> list[str]:
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
-        raise SourceError(f"{path} is no CSV file with a header: {error}") from error
+        raise SourceError(f"{path} is no CSV file with a header: {_tell(error)}") from error
+
+
+def _tell(error: Exception) -> str:
+    is_text = not isinstance(error, UnicodeDecodeError)
+    return f"{error}" if is_text else f"expected text in UTF-8, found {error}; convert it to UTF-8"
 
 
 def _read_frames(path: Path, numbers: list[str]) -> Iterator[pd.DataFrame]:
@@ -214,7 +224,8 @@ def _read_frames(path: Path, numbers: list[str]) -> Iterator[pd.DataFrame]:
                     raise SourceError(f"{path}: row 1 has more values than the header has names")
                 yield frame
     except (ValueError, OSError, EOFError) as error:
-        raise SourceError(f"{path}: {_find_text(path, numbers, options) or error}") from error
+        found = _find_text(path, numbers, options) or _tell(error)
+        raise SourceError(f"{path}: {found}") from error
 
 
 def _find_text(path: Path, numbers: list[str], options: dict[str, Any]) -> str:
@@ -237,12 +248,7 @@ def _find_text(path: Path, numbers: list[str], options: dict[str, Any]) -> str:
 def _to_samples(
     frame: pd.DataFrame, layout: FeatureLayout, label: str | None, path: Path
 ) -> Samples:
-    features = [str(i) for i in range(layout.n_columns)]
-    for name in features:
-        values = frame[name]
-        _refuse(~values.between(-1e-6, 1 + 1e-6), frame, name, path, "a scaled value, 0 to 1")
-    inputs = frame[features].to_numpy(np.float64)
-    _check_layout(inputs, frame, layout, path)
+    inputs = _check_values(frame, layout, path)
     longitude, latitude = _find_positions(frame, path)
     n = len(layout.snapshot)
     tensor = torch.from_numpy(inputs.astype(np.float32))
@@ -258,6 +264,28 @@ def _to_samples(
         station=frame["station"].to_numpy() if "station" in frame else "",
         network=frame["network"].to_numpy() if "network" in frame else "",
     )
+
+
+def _check_values(frame: pd.DataFrame, layout: FeatureLayout, path: Path) -> FloatArray:
+    """Return the inputs (row, column) of a table in which they and the positions can be true."""
+    features = [str(i) for i in range(layout.n_columns)]
+    for name in features:
+        values = frame[name]
+        _refuse(~values.between(-1e-6, 1 + 1e-6), frame, name, path, "a scaled value, 0 to 1")
+    for names, (low, high) in _DEGREES.items():
+        for column in frame.columns.intersection(list(names)):
+            off = frame[column].notna() & ~frame[column].between(low, high)
+            _refuse(off, frame, column, path, f"degrees, {low} to {high}, or nothing")
+    inputs = frame[features].to_numpy(np.float64)
+    _check_layout(inputs, frame, layout, path)
+    return inputs
+
+
+def _check_names(frame: pd.DataFrame, path: Path) -> None:
+    """Refuse names that the CSV of pandas cuts, because it does not quote these characters."""
+    for name in ("network", "station"):
+        cut = frame[name].str.contains("[\r\0]")
+        _refuse(cut, frame, name, path, "a name without a carriage return or NUL")
 
 
 def _check_layout(
@@ -333,7 +361,7 @@ def _refuse(wrong: Any, frame: pd.DataFrame, column: str, path: Path, expected: 
     if len(rows):
         raise SourceError(
             f"{path}: row {frame.index[rows[0]] + 1}, column {column!r}: expected {expected}, "
-            f"found {frame[column].iloc[rows[0]]}"
+            f"found {frame[column].tolist()[rows[0]]!r}"
         )
 
 
@@ -341,15 +369,16 @@ def _shorten(names: list[str]) -> str:
     return ", ".join([*names[:3], *(["..."] if len(names) > 3 else [])]) or "none"
 
 
-def _to_frame(samples: Samples, label: str, *, first: int) -> pd.DataFrame:
-    """Return a published table whose rows are counted from `first`."""
-    times = pd.Series(samples.time)
+def _to_frame(samples: Samples, label: str, rows: npt.NDArray[np.int64]) -> pd.DataFrame:
+    """Return a published table of these rows, counted from 0."""
+    times = pd.Series(samples.time.astype("M8[s]"))  # differences of nanoseconds end in 2192
+    days = (times - _EXCEL_ORIGIN).dt.days
     row, column = _find_cells(samples)
     facts = {
-        "s_index": np.arange(first, first + len(samples)),
+        "s_index": rows + 1,
         "network": samples.network,
         "station": samples.station,
-        "edate": (times - _EXCEL_ORIGIN).dt.days.astype("Int64"),
+        "edate": days.where(days.between(*_EXCEL_DAYS)).astype("Int64"),
         "date": times.dt.strftime("%Y-%m-%d"),
         "latitude": samples.latitude,
         "longitude": samples.longitude,
@@ -358,7 +387,7 @@ def _to_frame(samples: Samples, label: str, *, first: int) -> pd.DataFrame:
         label: samples.label.numpy(),
     }
     inputs = pd.DataFrame(samples.features.numpy()).rename(columns=str)
-    return pd.concat([pd.DataFrame(facts), inputs], axis=1)
+    return pd.concat([pd.DataFrame(facts), inputs], axis=1).set_index(rows)
 
 
 def _find_cells(samples: Samples) -> tuple[pd.Series, pd.Series]:

@@ -46,8 +46,9 @@ def select_sites(
     landcover
         Codes (y, x), lazy or not, with a CRS; NaN or the raster's nodata is no data.
     cell
-        Edge of the square cells [m], which lie on multiples of it in the map's CRS, or in
-        EPSG:6933, which keeps areas, where the map is in longitude and latitude.
+        Edge of the square cells [m], which lie on multiples of it in the map's CRS, whose unit
+        must be the metre, or in EPSG:6933, which keeps areas, where the map is in longitude and
+        latitude.
     product
         Whose codes these are, a name in `LEGENDS`, for instance "dynamic-world". Without one, names
         of classes come from the CF attributes ``flag_values`` and ``flag_meanings``.
@@ -147,6 +148,11 @@ def _cells(box: GeoBox, cell: float) -> tuple[Axis, Axis, str]:
     crs = EASE_CRS if own.geographic else f"EPSG:{own.epsg}" if own.epsg else own.to_wkt()
     if not 0 < cell < np.inf:
         raise ConfigError(f"cell: expected a positive number of metres, found {cell!r}")
+    if not own.geographic and own.proj.axis_info[0].unit_conversion_factor != 1:
+        raise GridError(
+            f"cell: expected a map in metres, as cells are, but the unit of {own.proj.name} is the "
+            f"{own.units[0]}; reproject the map, for instance to UTM"
+        )
     left, bottom, right, top = box.boundingbox.bbox
     x, y = transform_points(np.array([left, right]), np.array([top, bottom]), box.crs, crs)
     column, row = _edges(x / cell), _edges(-y / cell)

@@ -77,6 +77,12 @@ def test_bins_that_make_no_sense_are_refused(wrong):
         balance_by_moisture(labelled([0.2]), **wrong)
 
 
+@pytest.mark.parametrize("seed", [-1, 0.5, "1"])
+def test_a_seed_that_is_none_is_refused(seed):
+    with pytest.raises(ConfigError, match="seed: expected a whole number"):
+        balance_by_moisture(labelled([0.2]), edges=(0.1, 0.3), share=(1,), seed=seed)
+
+
 def test_nothing_left_is_an_error():
     with pytest.raises(NoDataError, match=r"none of 2 samples is left.*hold \[0\]"):
         balance_by_moisture(labelled([20.0, 30.0]), edges=(0.1, 0.7), share=(1,))

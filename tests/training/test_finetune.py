@@ -183,6 +183,13 @@ def test_the_card_scores_the_mean_of_the_members_on_every_part():
     assert_same(made, adapted(), rtol=0, atol=0)  # nothing is decided by the test
 
 
+def test_the_card_counts_stations_that_share_a_pixel_one_by_one():
+    fine = random_samples(40, seed=1, station=["s0 + s1", "s1"] * 20, network=["A + B", "B"] * 20)
+    made = finetune(ensemble(), fine, validation=random_samples(20, seed=2), plan=PLAN)
+    facts = made.card["training"]["samples"]["fine"]
+    assert (facts["stations"], facts["networks"]) == (2, ["A", "B"])
+
+
 def test_the_history_has_the_terms_that_there_are():
     ends = []
     finetune(

@@ -2,7 +2,6 @@
 
 import gzip
 import logging
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,8 +9,8 @@ import pytest
 import torch
 
 from smgrid.ease import ease_position
-from smgrid.errors import ConfigError, LayoutError, NoDataError, SourceError, StoreError
-from smgrid.features.layout import FeatureLayout, get_layout
+from smgrid.errors import ConfigError, LayoutError, NoDataError, SourceError
+from smgrid.features.layout import get_layout
 from smgrid.grid import ease_grid, pixel_centres, transform_points
 from smgrid.models.bundle import load_ensemble
 from smgrid.models.ensemble import predict_samples
@@ -21,47 +20,15 @@ from smgrid.training.published_table import (
     stream_published_csv,
     write_published_csv,
 )
-from smgrid.training.table import Samples, make_samples
 from smgrid.training.tablestore import open_samples, write_samples
-
-PUBLISHED, RELEASED = get_layout("published"), get_layout("released-9km")
-COLUMNS = [str(i) for i in range(153)]
-
-
-def make_features(n: int, layout: FeatureLayout, seed: int = 0) -> np.ndarray:
-    """Random scaled vectors in which what a layout promises holds."""
-    rng = np.random.default_rng(seed)
-    x = rng.random((n, 153), dtype="f4")
-    names = [column.feature for column in layout.snapshot]
-    for sine, cosine in (("doy_sin", "doy_cos"), ("ease_col_sin", "ease_col_cos")):
-        angle = rng.uniform(0, 2 * np.pi, n)
-        for name, value in ((sine, np.sin(angle)), (cosine, np.cos(angle))):
-            for i in (i for i, found in enumerate(names) if found == name):
-                x[:, i] = (value + 1) / 2
-    return x
-
-
-def write_table(path, x: np.ndarray, **columns):
-    """A file as pandas writes it for the published scripts."""
-    table = pd.DataFrame({"s_index": range(1, len(x) + 1), **columns})
-    pd.concat([table, pd.DataFrame(x, columns=COLUMNS[: x.shape[1]])], axis=1).to_csv(
-        path, index=False
-    )
-    return path
-
-
-def published_samples(n=30, layout=PUBLISHED, seed=0, **facts) -> Samples:
-    x = torch.from_numpy(make_features(n, layout, seed))
-    rng = np.random.default_rng(seed)
-    facts = {
-        "label": torch.from_numpy(rng.uniform(0.02, 0.6, n).astype("f4")),
-        "time": np.datetime64("2016-02-29", "ns") + np.arange(n) * np.timedelta64(31, "D"),
-        "longitude": rng.uniform(-179, 179, n),
-        "latitude": rng.uniform(-60, 80, n),
-        "station": [f"station {i}" for i in range(n)],
-        "network": "SCAN",
-    } | facts
-    return make_samples(x[:, :15], x[:, 15:].reshape(n, 3, 46), torch.arange(n), **facts)
+from tests.training.published_tables import (
+    COLUMNS,
+    PUBLISHED,
+    RELEASED,
+    make_features,
+    published_samples,
+    write_table,
+)
 
 
 @pytest.fixture
@@ -183,17 +150,6 @@ def test_excel_days(path):
     np.testing.assert_array_equal(found.time, np.array(expected, "M8[ns]"))
 
 
-def test_both_forms_of_the_date_are_written(path):
-    time = np.array(["2020-01-01T23:59:59", "2016-12-31T06:00", "NaT"], "M8[ns]")
-    write_published_csv(published_samples(3, time=time), path, layout=PUBLISHED)
-    table = pd.read_csv(path)
-    assert table.edate.tolist()[:2] == [43831, 42735]
-    assert table.date.tolist()[:2] == ["2020-01-01", "2016-12-31"]
-    assert table[["edate", "date"]].iloc[2].isna().all()
-    found = read_published_csv(path, layout=PUBLISHED)
-    np.testing.assert_array_equal(found.time, time.astype("M8[D]"))
-
-
 def test_a_date_goes_before_an_excel_day(path):
     days, dates = [43831, 43831, np.nan], ["2021-05-06", "", "2021-05-06"]
     write_table(path, make_features(3, PUBLISHED), edate=days, date=dates, gt=0.2)
@@ -226,19 +182,6 @@ def test_the_cell_of_the_published_row(path):
     # Half a cell is 4504 m, so this is the centre by the constants of the published scripts, too.
     assert abs(7314540.83 - 637.5 * 9008.05 - y[0]) < 5
     assert abs(-17367530.45 + 3083.5 * 9008.05 - x[0]) < 20
-
-
-def test_cells_are_written_as_the_published_scripts_count_them(path):
-    samples = published_samples(3, longitude=[4.0, np.nan, -179.99], latitude=[51.0, 51.0, -60.0])
-    write_published_csv(samples, path, layout=PUBLISHED)
-    x, y = transform_points(samples.longitude, samples.latitude, "EPSG:4326", "EPSG:6933")
-    row = np.ceil((7314540.83 - y) / 9008.05)
-    column = np.floor((x + 17367530.45) / 9008.05)
-    known = [0, 2]
-    table = pd.read_csv(path)
-    np.testing.assert_array_equal(table.r[known], row[known])
-    np.testing.assert_array_equal(table.c[known], column[known])
-    assert table.loc[1, ["r", "c"]].isna().all()
 
 
 @pytest.mark.parametrize(
@@ -343,8 +286,13 @@ def test_the_label_is_named(path):
         ("152", "inf", "row 6, column '152': expected a scaled value"),
         ("edate", 20200101, "row 6, column 'edate': expected an Excel serial day, .*20200101"),
         ("edate", 60, "row 6, column 'edate'"),
-        ("date", "31/12/2020", "row 6, column 'date': expected a date, .* found 31/12/2020"),
+        ("date", "31/12/2020", "row 6, column 'date': expected a date, .* found '31/12/2020'"),
         ("date", "2021-02-30", "row 6, column 'date'"),
+        ("lat", -9999, "row 6, column 'lat': expected .*-90 to 90, or nothing, found -9999"),
+        ("lat", 90.1, "row 6, column 'lat'"),
+        ("lat", "inf", "row 6, column 'lat'"),
+        ("lon", -9999, "row 6, column 'lon': expected .*-180 to 360, or nothing, found -9999"),
+        ("lon", 500, "row 6, column 'lon'"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_place(path, monkeypatch, column, value, message):
@@ -368,7 +316,7 @@ def test_a_file_that_is_none_is_told(tmp_path, path):
     with pytest.raises(SourceError, match="no CSV file with a header"):
         read_published_csv(path, layout=PUBLISHED)
     path.write_bytes(b"PK\x03\x04\xff\xfe\x00")
-    with pytest.raises(SourceError, match="no CSV file with a header"):
+    with pytest.raises(SourceError, match=r"expected text in UTF-8.*0xff"):
         read_published_csv(path, layout=PUBLISHED)
     write_table(path, make_features(3, PUBLISHED), gt=0.2)
     header, *rows = path.read_text().splitlines(keepends=True)
@@ -385,28 +333,11 @@ def test_a_file_that_is_none_is_told(tmp_path, path):
         read_published_csv(compressed, layout=PUBLISHED)
 
 
-def test_nothing_is_overwritten_or_left_behind(tmp_path, path, monkeypatch):
-    path.write_text("mine")
-    with pytest.raises(StoreError, match="exists already"):
-        write_published_csv(published_samples(2), path, layout=PUBLISHED)
-    assert path.read_text() == "mine"
-    path.unlink()
-    empty = published_samples(2).take(np.array([], np.int64))
-    with pytest.raises(NoDataError, match="no sample to write"):
-        write_published_csv(empty, path, layout=PUBLISHED)
-    samples = published_samples(2)
-    narrow = replace(samples, snapshot=samples.snapshot[:, :14])
-    with pytest.raises(LayoutError, match="14, 3 and 46"):
-        write_published_csv(narrow, path, layout=PUBLISHED)
-    monkeypatch.setattr(published_table, "_ROWS", 1)
-    original = pd.DataFrame.to_csv
-
-    def fail_later(self, target, *args, header, **kwargs):
-        if not header:
-            raise OSError(28, "No space left on device")
-        return original(self, target, *args, header=header, **kwargs)
-
-    monkeypatch.setattr(pd.DataFrame, "to_csv", fail_later)
-    with pytest.raises(StoreError, match="No space left on device"):
-        write_published_csv(samples, path, layout=PUBLISHED)
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("rows", [3, 2000])
+def test_text_in_another_encoding_is_told(path, rows):
+    # Of a short file the header is refused, of a long one what follows.
+    station = ["Zuerich"] * (rows - 1) + ["Zürich"]
+    write_table(path, make_features(rows, PUBLISHED), station=station, gt=0.2)
+    path.write_bytes(path.read_text("utf-8").encode("latin-1"))
+    with pytest.raises(SourceError, match=r"table\.csv.*: expected text in UTF-8.*0xfc"):
+        read_published_csv(path, layout=PUBLISHED)

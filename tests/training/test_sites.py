@@ -274,6 +274,13 @@ def test_no_cell_crosses_a_pole_or_the_antimeridian(box):
         select_sites(landcover, cell=10_000, product="dynamic-world")
 
 
+def test_a_map_in_feet_is_refused():
+    # State plane of Long Island in US survey feet: 1000 of them are 305 m.
+    landcover = make_map(random_codes(), box=(980_000, 190_000), crs="EPSG:2263")
+    with pytest.raises(GridError, match=r"cell: .*metres.*Long Island.*US survey foot; reproject"):
+        select_sites(landcover, cell=1000, product="dynamic-world")
+
+
 def test_a_stack_of_maps_is_refused():
     landcover = make_map(random_codes()).expand_dims(time=2)
     with pytest.raises(ConfigError, match=r"expected one map \(y, x\)"):

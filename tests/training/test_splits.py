@@ -2,17 +2,15 @@ import json
 from dataclasses import asdict
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smgrid.errors import ConfigError
+from smgrid.errors import ConfigError, NoDataError
 from smgrid.training.leakage import check_leakage, drop_leaks
 from smgrid.training.splits import split_samples
 from smgrid.training.table import make_samples
-from smgrid.windows import Period, composite_calendar, one_year_windows
 from tests.training.split_tables import (
     PARTS,
     WAYS,
@@ -65,6 +63,7 @@ def test_a_split_in_time_shares_no_year_and_no_window(by, seed, gap):
     assert not years(split.training) & (years(held[0]) | years(held[1]))
     if by == "year":
         assert not years(held[0]) & years(held[1])
+        assert days_apart(*held) >= gap
 
 
 @pytest.mark.parametrize("by", WAYS)
@@ -188,81 +187,6 @@ def test_small_blocks_may_cut_coarse_cells_if_that_is_said():
     )
 
 
-def test_drawn_years_are_the_last_ones():
-    split = split_samples(record(), by="year", share=(0.6, 0.2, 0.2), gap_days=368)
-    # Nine years from 2014 on; a fifth of them is two.
-    assert split.report.held_out == {"validation": [2019, 2020], "test": [2021, 2022]}
-    last = split.training.time.max()
-    assert np.datetime64("2017-06") < last < np.datetime64("2018-01-06")
-    assert split.report.removed["window"] > 0
-
-
-def test_named_years_are_held_out_and_the_gap_is_on_both_sides():
-    table = record(2000)
-    split = split_samples(table, by="year", test=(2017,), validation=np.array([2020]), gap_days=100)
-    assert (years(split.test), years(split.validation)) == ({2017}, {2020})
-    left, days = split.training.time.astype("M8[D]"), np.timedelta64(1, "D")
-    for year in (2017, 2020):
-        first, last = np.datetime64(f"{year}-01-01"), np.datetime64(f"{year}-12-31")
-        assert not ((left > first - 90 * days) & (left < last + 90 * days)).any()
-        assert ((left > first - 120 * days) & (left < first)).any()
-        assert ((left > last) & (left < last + 120 * days)).any()
-
-
-@pytest.mark.parametrize(("apart", "kept"), [(367, 1), (368, 2)])
-def test_a_window_is_cleared_after_368_days(apart, kept):
-    # By days and not by hours, as windows are: the acquisition of the morning uses its whole day.
-    test = np.datetime64("2020-06-15T23:00", "ns")
-    near = test - np.timedelta64(apart, "D") - np.timedelta64(20, "h")
-    table = random_samples(3, time=[np.datetime64("2015-01-01", "ns"), near, test])
-    split = split_samples(table, by="year", test=(2020,), share=(0.9, 0, 0.1))
-    assert len(split.training) == kept
-    assert split.report.removed == {"window": 2 - kept}
-
-
-def test_the_gaps_of_the_docstring_clear_what_they_say():
-    acquired = pd.date_range("2016-01-01", "2023-12-31")
-    composites, days = composite_calendar("2014/2024"), Period.parse("2014/2024").days
-    for rule, gap in (("causal", 368), ("published", 381)):
-        windows = one_year_windows(acquired, composites=composites, days=days, rule=rule)
-        weather = days[windows.day_start]
-        after = (weather - acquired).days.to_numpy() + 367
-        before = (acquired - weather).days.to_numpy()
-        assert after.max() + before.max() < gap
-    first = (acquired - composites[windows.composite_start]).days.max()
-    last = (composites[windows.composite_start + 45] - acquired).days.max() + 15
-    assert first + last == 380
-
-
-def test_without_a_gap_no_sample_goes_and_the_report_says_so():
-    split = split_samples(record(), by="year", gap_days=0)
-    assert split.report.removed == {}
-    assert any("windows of training and test overlap" in note for note in split.report.notes)
-    assert not any("overlap" in n for n in split_samples(record(), by="year").report.notes)
-
-
-def test_a_year_begins_at_midnight_utc():
-    time = np.array(["2019-12-31T23:59", "2020-01-01T00:00"], "M8[ns]")
-    split = split_samples(random_samples(2, time=time), by="year", share=(0.5, 0, 0.5), gap_days=0)
-    assert list(split.test.time) == [time[1]]
-
-
-def test_a_named_network_is_the_test_and_its_neighbours_leave_training():
-    table = record()
-    split = split_samples(table, by="network", test=("net1",), seed=3)
-    assert set(split.test.network) == {"net1"}
-    assert (split.test.network == "net1").sum() == (table.network == "net1").sum()
-    assert len(set(split.validation.network)) == 1
-    # The one station of net1 in the first town has neighbours in net0.
-    close = [
-        i for i in range(len(table)) if squares(table.take(np.array([i]))) & squares(split.test)
-    ]
-    neighbours = {int(i) for i in close if table.network[i] != "net1"}
-    assert neighbours
-    assert not neighbours & (set(rows(split.training)) | set(rows(split.validation)))
-    assert split.report.removed["cell"] >= len(neighbours)
-
-
 def test_space_time_holds_out_places_and_years_at_once():
     table = record(1000)
     split = split_samples(
@@ -286,6 +210,9 @@ def test_validation_and_test_of_space_time_share_the_last_years():
     # Nine years from 2014 on; two fifths of them are four.
     held = [2019, 2020, 2021, 2022]
     assert split.report.held_out == {"validation": held, "test": held}
+    assert any("validation is of the years of the test" in note for note in split.report.notes)
+    alone = split_samples(record(2000), by="space-time", gap_days=0, share=(0.6, 0, 0.4))
+    assert not any("validation" in note for note in alone.report.notes)
 
 
 def test_the_report_is_json():
@@ -350,7 +277,12 @@ def test_rows_that_differ_in_one_thing_only_are_not_duplicates(differs):
         ({"by": "station", "share": (1.1, -0.3, 0.2)}, "share: expected"),
         ({"by": "station", "share": (0.8, 0.2)}, "share: expected"),
         ({"by": "station", "coarse_km": 0}, "coarse_km: expected a size"),
-        ({"by": "year", "gap_days": -1}, "gap_days: expected 0 or more"),
+        ({"by": "station", "coarse_km": "9"}, "coarse_km: expected a size"),
+        ({"by": "block", "block_km": "36"}, "block_km: expected a size"),
+        ({"by": "year", "gap_days": -1}, "gap_days: expected a whole number"),
+        ({"by": "year", "gap_days": float("nan")}, "gap_days: expected a whole number"),
+        ({"by": "station", "seed": -1}, "seed: expected a whole number.* found -1"),
+        ({"by": "station", "seed": 0.5}, "seed: expected a whole number"),
         ({"by": "block"}, "give the edge of a square"),
         ({"by": "block", "block_km": -9}, "block_km: expected a size"),
         ({"by": "block", "block_km": 10}, "cuts coarse cells of 9 km"),
@@ -359,12 +291,27 @@ def test_rows_that_differ_in_one_thing_only_are_not_duplicates(differs):
         ({"by": "space-time", "validation": (2020,)}, "draws its validation units"),
         ({"by": "year", "test": (1999,)}, r"no sample is of \[1999\]; there are \[2014, 2015"),
         ({"by": "network", "test": ("net9",)}, "no sample is of .*net9.*there are .*net0"),
+        ({"by": "network", "test": "net9"}, r"no sample is of \['net9'\]"),
         ({"by": "year", "test": (2020,), "validation": (2020,)}, "both name"),
     ],
 )
 def test_wrong_arguments_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         split_samples(record(), **options)
+
+
+def test_one_year_or_network_may_be_given_by_itself():
+    for by, one in (("network", "net1"), ("year", 2017), ("year", np.int64(2017))):
+        alone, listed = (split_samples(record(), by=by, test=t, gap_days=9) for t in (one, [one]))
+        assert rows(alone.test).tolist() == rows(listed.test).tolist()
+        assert alone.report.plan["test"] == (one,)
+        json.dumps(asdict(alone.report))
+
+
+@pytest.mark.parametrize("by", WAYS)
+def test_an_empty_table_is_refused(by):
+    with pytest.raises(NoDataError, match="there is no sample to split"):
+        split_samples(record().take(np.zeros(400, bool)), by=by, **WAYS[by])
 
 
 def test_too_few_units_are_named_with_the_cure():
@@ -374,16 +321,6 @@ def test_too_few_units_are_named_with_the_cure():
             split_samples(table, by=by)
     with pytest.raises(ConfigError, match="use a smaller block_km"):
         split_samples(table, by="block", block_km=9, share=(0.8, 0, 0.2))
-
-
-def test_one_unit_less_than_parts_is_too_few():
-    table = random_samples(12, longitude=[5, 7] * 6, latitude=50, network=["a", "b"] * 6)
-    message = r"lie in 2 whole unit\(s\), of which {} can be drawn, but {} part\(s\) need"
-    with pytest.raises(ConfigError, match=message.format(2, 3)):
-        split_samples(table, by="network")
-    with pytest.raises(ConfigError, match=message.format(1, 2)):
-        split_samples(table, by="network", test=("a",))
-    assert split_samples(table, by="network", test=("a",), share=(0.8, 0, 0.2)).training
 
 
 def test_no_part_is_left_empty_by_the_guard():
@@ -420,7 +357,7 @@ def test_space_time_without_a_sample_in_both_is_refused():
 @pytest.mark.parametrize("by", WAYS)
 def test_the_guard_accepts_what_a_split_made(by):
     split = split_samples(record(), by=by, seed=2, **WAYS[by])
-    gap = {"gap_days": WAYS[by].get("gap_days", 368)}
+    gap = {"gap_days": WAYS[by].get("gap_days", 381)}
     check_leakage(split.training, split.test, by=by, **gap)
     kept, removed = drop_leaks(split.training, split.test, by=by, **gap)
     assert len(kept) == len(split.training)
