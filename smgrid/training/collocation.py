@@ -23,6 +23,7 @@ from smgrid.sources.window import crop
 from smgrid.training.labels import (
     IntArray,
     Match,
+    check_units,
     find_places,
     first_valid,
     label_dataset,
@@ -34,7 +35,6 @@ from smgrid.training.labels import (
 _TOO_COARSE = 2.0
 # ... and up to this the pixel holds several cells.
 _AVERAGED = 0.5
-_UNITS = "m3 m-3"
 _ALIGNED = 1e-6  # fraction of a pixel that is floating-point noise
 
 
@@ -109,7 +109,7 @@ def at_sites(labels: xr.Dataset, sites: xr.Dataset) -> xr.Dataset:
     -------
     xr.Dataset
         The same with NaN elsewhere and ``station`` the number of the site; a pixel with several
-        sites has the name of the first and how many there are more.
+        sites has the names of all, joined by ``" + "``.
 
     Raises
     ------
@@ -127,11 +127,7 @@ def _check_labels(labels: xr.DataArray) -> None:
             f"labels {labels.name!r} have dims {labels.dims}, expected time, y and x; choose one "
             "variable of the group labels of a cube"
         )
-    if labels.attrs.get("units") != _UNITS:
-        raise ConfigError(
-            f"labels {labels.name!r} have units {labels.attrs.get('units')!r}, expected "
-            f"{_UNITS!r}: convert them (per cent: divide by 100) and set attrs['units']"
-        )
+    check_units(labels, f"labels {labels.name!r}")
 
 
 def _no_match(labels: xr.DataArray, times: pd.DatetimeIndex, tolerance_hours: float | None) -> str:

@@ -20,10 +20,12 @@ from odc.geo.geobox import GeoBox
 from smgrid.errors import ConfigError, NoDataError
 from smgrid.features.inputs import Cube, find_variables
 from smgrid.grid import transform_points
+from smgrid.training.table import JOINED
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 
+_UNITS = "m3 m-3"
 _HALF_DAY = pd.Timedelta(12, "h")
 
 
@@ -48,9 +50,10 @@ class Places:
     row, column
         (m,) of each place in the grid.
     stations
-        (m,) name of the first point in a place, with ``" +k"`` when it holds k points more.
+        (m,) names of all points in a place, sorted and joined by ``" + "``.
     networks
-        (m,) their networks, joined by ``"+"``; empty where the points have none.
+        (m,) their networks in the same order, or one if all are of the same; empty where they have
+        none.
     """
 
     inside: npt.NDArray[np.bool_]
@@ -82,16 +85,17 @@ def station_labels(
     -------
     xr.Dataset
         ``label``, ``lag`` and ``station``, see this module. Labels are NaN where no station stands.
-        Stations in one pixel are averaged, and named by the first and how many there are more. The
-        lag is NaN where the label is the mean of the acquisition's own day.
+        Stations in one pixel are averaged, and all of them name it, joined by ``" + "``. The lag is
+        NaN where the label is the mean of the acquisition's own day.
 
     Raises
     ------
     NoDataError
         No station lies in the grid, or none has a value for an acquisition.
     ConfigError
-        A tolerance that is not a number of hours.
+        The readings have other units, or the tolerance is not a number of hours.
     """
+    check_units(stations["soil_moisture"], "soil_moisture of the stations")
     scenes = find_variables(cube, ("vv",))["vv"]
     times = pd.DatetimeIndex(scenes["time"].values)
     places = find_places(stations, scenes.odc.geobox)
@@ -112,6 +116,16 @@ def station_labels(
     ds = label_dataset(scenes, label, hours, places)
     ds["label"].attrs["long_name"] = "Soil moisture measured at stations"
     return ds
+
+
+def check_units(labels: xr.DataArray, name: str) -> None:
+    """Raise ConfigError unless labels state that they are volumetric, in m3 m-3."""
+    found = labels.attrs.get("units")
+    if found != _UNITS:
+        raise ConfigError(
+            f"{name} have units {found!r}, expected {_UNITS!r}: convert them (per cent: divide by "
+            "100; saturation: multiply by the porosity) and set attrs['units']"
+        )
 
 
 def find_places(points: xr.Dataset, grid: GeoBox) -> Places:
@@ -144,25 +158,26 @@ def find_places(points: xr.Dataset, grid: GeoBox) -> Places:
             f"{box.bottom:.3f}..{box.top:.3f} N; choose {dim}s of that region"
         )
     pixel = (row[inside] * width + column[inside]).astype(np.int64)
-    unique, first, of, count = np.unique(
-        pixel, return_index=True, return_inverse=True, return_counts=True
-    )
+    unique, of = np.unique(pixel, return_inverse=True)
     names = points[dim].values[inside].astype(str)
     networks = np.full(names.shape, "", "U1")
     if "network" in points:
         networks = points["network"].values[inside].astype(str)
-    joined = pd.Series(networks).groupby(of).agg(lambda part: "+".join(dict.fromkeys(part)))
+    held = pd.DataFrame({"name": names, "network": networks, "place": of})
+    by_place = held.drop_duplicates().sort_values(["name", "network"]).groupby("place")
     return Places(
         inside=inside,
         of=of,
         row=unique // width,
         column=unique % width,
-        stations=tuple(
-            f"{name} +{more}" if more else str(name)
-            for name, more in zip(names[first], count - 1, strict=True)
-        ),
-        networks=tuple(joined),
+        stations=tuple(by_place["name"].agg(JOINED.join)),
+        networks=tuple(by_place["network"].agg(_join_networks)),
     )
+
+
+def _join_networks(networks: pd.Series) -> str:
+    distinct = networks.unique()
+    return JOINED.join(networks if len(distinct) > 1 else distinct)
 
 
 def match_times(
@@ -239,7 +254,7 @@ def label_dataset(
     lag_name = "Time of the label minus that of the acquisition"
     return xr.Dataset(
         {
-            "label": (scenes.dims, label, {"units": "m3 m-3", "long_name": "Soil moisture"}),
+            "label": (scenes.dims, label, {"units": _UNITS, "long_name": "Soil moisture"}),
             "lag": (scenes.dims, lag, {"units": "h", "long_name": lag_name}),
             "station": station_layer(scenes, places),
         },

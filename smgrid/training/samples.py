@@ -21,18 +21,18 @@ import xbatcher
 from odc.geo.geobox import GeoBox
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from smgrid.errors import ConfigError, NoDataError, SchemaError
+from smgrid.errors import ConfigError, NoDataError
 from smgrid.features.assemble import Block, BlockFeatures, SeriesBlock, block_features
 from smgrid.features.inputs import AsOf, Cube, ModelInputs, model_inputs
 from smgrid.features.layout import FeatureLayout
 from smgrid.grid import transform_points
+from smgrid.training.shuffle import shuffled
 from smgrid.training.table import Samples, join_samples, make_samples
+from smgrid.training.targets import LABEL_RANGE, align_labels, find_wanted, row_facts
 
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
-
-# Labels outside are left out, as the authors of DenseSM do for training (0 < sm <= 0.7 m3 m-3).
-LABEL_RANGE = (0.0, 0.7)
+IntArray = npt.NDArray[np.int64]
 
 
 def stream_samples(
@@ -52,11 +52,13 @@ def stream_samples(
     Parameters
     ----------
     cube
-        Cube as made by `load_cube` or `open_cube`.
+        Cube as made by `load_cube` or `open_cube`. A chunk of scenes that holds several times is
+        read once for each of them.
     labels
         Soil moisture (time, y, x) in m3 m-3 on the base grid at the acquisition times, NaN where
-        unknown, or a Dataset of it with lag and stations; see `station_labels` and
-        `collocate_labels`. ``None`` for samples without labels.
+        unknown, or a Dataset of ``label`` with ``lag``, ``station`` and ``weight`` [1], each along
+        any of these dims; see `station_labels` and `collocate_labels`. ``None`` for samples without
+        labels.
     layout
         The columns to make.
     batch_size
@@ -64,13 +66,18 @@ def stream_samples(
     seed
         Order of the blocks, draw of the pixels and shuffle.
     buffer
-        Samples held in memory for shuffling: about 200 bytes each, and 550 for every distinct
-        one-year series among them.
+        Samples to draw from. Up to twice as many are in memory, at about 100 bytes each and 550 for
+        every distinct one-year series among them. Chunks of a cube are held whole: where they have
+        more labels than half of the buffer, up to five of them, so that batches still mix dates.
+        With a label in every pixel that is 170 MB for chunks of 512 x 512 pixels and 230 MB more
+        where each series serves only 2 x 2 of them. Smaller chunks or a `share` need less.
     share
         Share of the pixels of every block that is drawn, anew in every epoch.
     workers
-        Processes that read blocks ahead; 0 reads in this one. The stream is the same for any
-        number. Scripts that use them need the guard ``if __name__ == "__main__":``.
+        Processes that read blocks ahead, two each; 0 reads in this one. The stream is the same for
+        any number. They start anew in every epoch, which takes some seconds, so they pay only where
+        an epoch takes minutes. Scripts that use them need the guard
+        ``if __name__ == "__main__":``.
     as_of
         See `smgrid.windows.one_year_windows`.
 
@@ -83,10 +90,11 @@ def stream_samples(
     Raises
     ------
     ConfigError
-        The labels lie on other pixels than the cube or state other units, or a number makes no
-        sense.
+        The labels have other times or pixels than the cube, other units or variables, or a number
+        makes no sense.
     SchemaError
-        When a block is read, if a label is above 1 m3 m-3.
+        When a block is read, if a label is above 1 m3 m-3, a weight negative or not finite, or a
+        station without a name.
     """
     sizes = {"batch_size": batch_size, "buffer": buffer}
     if min(sizes.values()) < 1 or not 0 < share <= 1 or workers < 0:
@@ -95,7 +103,7 @@ def stream_samples(
             f"of workers, got {sizes}, share {share} and {workers} workers"
         )
     inputs = model_inputs(cube, layout, as_of=as_of)
-    target = None if labels is None else _label_dataset(labels, inputs)
+    target = None if labels is None else align_labels(labels, inputs)
     blocks = _Blocks.of(inputs, target, share=share, seed=seed)
     return SampleStream(blocks, batch_size, buffer, seed, workers)
 
@@ -155,9 +163,11 @@ class SampleStream(IterableDataset[Samples]):
             num_workers=workers,
             # A fork would copy the threads of zarr and Dask in whatever state they are.
             multiprocessing_context="spawn" if workers else None,
+            # Nothing is drawn from it, but without one the global generator of torch moves on.
+            generator=torch.Generator(),
         )
         filled = (table for table in tables if len(table))
-        return _shuffled(filled, self.batch_size, self.buffer, rng)
+        return shuffled(filled, batch_size=self.batch_size, buffer=self.buffer, rng=rng)
 
 
 def collect_samples(batches: Iterable[Samples]) -> Samples:
@@ -171,31 +181,11 @@ def collect_samples(batches: Iterable[Samples]) -> Samples:
     parts = list(batches)
     if not parts:
         raise NoDataError(
-            "no sample: no pixel has a label, all inputs and a complete window together. Check "
-            "that the labels lie in the region and on acquisition dates"
+            f"no sample: no pixel has a label ({LABEL_RANGE[0]:g} < sm <= {LABEL_RANGE[1]:g} m3 "
+            "m-3), all inputs and a complete window together. Check that the labels lie in the "
+            "region, on acquisition dates and in that range"
         )
     return join_samples([part.compact() for part in parts])
-
-
-def _label_dataset(labels: xr.DataArray | xr.Dataset, inputs: ModelInputs) -> xr.Dataset:
-    ds = labels.to_dataset(name="label") if isinstance(labels, xr.DataArray) else labels
-    if "label" not in ds:
-        raise ConfigError(
-            f"labels have the variables {', '.join(map(str, ds.data_vars)) or 'none'}, expected "
-            "label (time, y, x); make them with station_labels or collocate_labels"
-        )
-    label, reference = ds["label"], inputs.pixels["vv"]
-    if label.dims != reference.dims or label.shape != reference.shape:
-        raise ConfigError(
-            f"labels have dims {label.dims} and shape {label.shape}, expected {reference.dims} "
-            f"and {reference.shape}: one value per acquisition and base pixel, NaN where unknown"
-        )
-    if label.attrs.get("units") != "m3 m-3":
-        raise ConfigError(
-            f"labels have units {label.attrs.get('units')!r}, expected 'm3 m-3': convert them "
-            f"(per cent: divide by 100) and set attrs['units']"
-        )
-    return ds[[name for name in ("label", "lag", "station") if name in ds]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,9 +204,10 @@ class _Blocks(Dataset[Samples]):
         cls, inputs: ModelInputs, labels: xr.Dataset | None, *, share: float, seed: int
     ) -> "_Blocks":
         acquisitions = np.flatnonzero(inputs.windows.complete)
-        variables: dict[str, xr.DataArray] = {**inputs.pixels}
+        variables: dict[Any, xr.DataArray] = {**inputs.pixels}
         if labels is not None:
-            variables |= {str(name): da for name, da in labels.data_vars.items()}
+            variables |= dict(labels.data_vars)
+        xr.align(*variables.values(), join="exact")  # a Dataset would be of all coordinates
         pixels = xr.Dataset(variables).isel(time=acquisitions)
         tile = _tile_shape(inputs.pixels["vv"])
         generator = xbatcher.BatchGenerator(
@@ -235,24 +226,41 @@ class _Blocks(Dataset[Samples]):
         y, x = _slice(rows), _slice(columns)
         block = block.isel(y=slice(y.stop - y.start), x=slice(x.stop - x.start))
         with _scheduler():
-            label, wanted = self._labels(block, number)
+            target = self._target(block)
+            wanted = self._wanted(target, (y.stop - y.start, x.stop - x.start), number)
             if not wanted.any():
                 return _no_samples(self.inputs.layout)
             features = _read_features(block, wanted, self.inputs, y, x)
-        return _samples(block, features, label, self.inputs.grid[y, x], self.labels)
+        where = np.flatnonzero(features.valid)
+        longitude, latitude = _pixel_positions(self.inputs.grid[y, x])
+        return make_samples(
+            torch.from_numpy(features.snapshot),
+            torch.from_numpy(features.series),
+            torch.from_numpy(features.series_index),
+            time=block["time"].values[0],
+            longitude=longitude[where],
+            latitude=latitude[where],
+            **self._label_facts(target, where),
+        )
 
-    def _labels(self, block: xr.Dataset, number: int) -> tuple[FloatArray | None, BoolArray]:
-        """Return the labels of a block and which of its pixels are wanted."""
-        shape = (block.sizes["y"], block.sizes["x"])
-        label, wanted = None, np.ones(shape, np.bool_)
-        if self.labels is not None:
-            label = block["label"].values[0]
-            _refuse_per_cent(label)
-            wanted = (label > LABEL_RANGE[0]) & (label <= LABEL_RANGE[1])
+    def _target(self, block: xr.Dataset) -> xr.Dataset | None:
+        """Read the labels of a block, all at once because they may come from the same files."""
+        return None if self.labels is None else block[list(self.labels.data_vars)].compute()
+
+    def _wanted(self, target: xr.Dataset | None, shape: tuple[int, int], number: int) -> BoolArray:
+        """Return which pixels of a block are wanted."""
+        wanted = np.ones(shape, np.bool_)
+        if target is not None:
+            wanted = find_wanted(target["label"].values[0])
         if self.share < 1:
             rng = np.random.default_rng([self.seed, self.epoch, number])
             wanted &= rng.random(shape, np.float32) < self.share
-        return label, wanted
+        return wanted
+
+    def _label_facts(self, target: xr.Dataset | None, rows: IntArray) -> dict[str, Any]:
+        if self.labels is None or target is None:
+            return {}
+        return row_facts(target, rows, self.labels)
 
 
 def _scheduler() -> Any:
@@ -264,14 +272,6 @@ def _slice(positions: npt.NDArray[np.float64]) -> slice:
     """Return the pixels along one axis of a padded tile that are in the cube."""
     start = int(positions[0])
     return slice(start, start + int(np.isfinite(positions).sum()))
-
-
-def _refuse_per_cent(label: FloatArray) -> None:
-    if (label > 1).any():
-        raise SchemaError(
-            f"labels: found {label[label > 1][0]:g}, expected 0 to 1 m3 m-3; if they are per cent "
-            "divide them by 100"
-        )
 
 
 def _tile_shape(array: xr.DataArray) -> tuple[int, int]:
@@ -295,36 +295,6 @@ def _no_samples(layout: FeatureLayout) -> Samples:
         torch.empty(0, len(layout.snapshot)),
         torch.empty(0, len(layout.series), layout.steps),
         torch.empty(0, dtype=torch.int64),
-    )
-
-
-def _samples(
-    block: xr.Dataset,
-    features: BlockFeatures,
-    label: FloatArray | None,
-    grid: GeoBox,
-    labels: xr.Dataset | None,
-) -> Samples:
-    where = np.flatnonzero(features.valid)
-    longitude, latitude = _pixel_positions(grid)
-    facts: dict[str, Any] = {}
-    if labels is not None and "lag" in labels:
-        lag = block["lag"].values[0]
-        facts["lag"] = lag.ravel()[where] if lag.ndim else lag
-    if labels is not None and "station" in labels:
-        code = block["station"].values.ravel()[where].astype(np.int64)
-        for name in ("station", "network"):
-            # The last name, "", is that of the code -1.
-            facts[name] = np.array([*labels["station"].attrs[f"{name}s"], ""])[code]
-    return make_samples(
-        torch.from_numpy(features.snapshot),
-        torch.from_numpy(features.series),
-        torch.from_numpy(features.series_index),
-        label=None if label is None else torch.from_numpy(label.ravel()[where]),
-        time=block["time"].values[0],
-        longitude=longitude[where],
-        latitude=latitude[where],
-        **facts,
     )
 
 
@@ -357,28 +327,3 @@ def _read_features(
         ),
         inputs.layout,
     )
-
-
-def _shuffled(
-    blocks: Iterator[Samples], batch_size: int, buffer: int, rng: np.random.Generator
-) -> Iterator[Samples]:
-    """Shuffle across blocks through a bounded buffer, and cut into batches."""
-    held: list[Samples] = []
-    count = 0
-    for block in blocks:
-        held.append(block)
-        count += len(block)
-        if count < max(buffer, batch_size):
-            continue
-        # Half of the buffer stays behind, so that batches mix blocks that were read far apart.
-        out = max(count // 2 // batch_size, 1) * batch_size
-        joined, order = join_samples(held), rng.permutation(count)
-        yield from _batches(joined, order[:out], batch_size)
-        held, count = [joined.take(order[out:]).compact()], count - out
-    if count:
-        yield from _batches(join_samples(held), rng.permutation(count), batch_size)
-
-
-def _batches(samples: Samples, order: npt.NDArray[np.int64], size: int) -> Iterator[Samples]:
-    for start in range(0, len(order), size):
-        yield samples.take(order[start : start + size])

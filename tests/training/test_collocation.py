@@ -275,6 +275,8 @@ def test_at_sites_only_their_pixels_keep_a_label():
     np.testing.assert_array_equal(station >= 0, is_site)
     samples = collect_samples(stream_samples(cube, ds, layout=get_layout("released-9km")))
     assert set(samples.station) == set(names)
+    both = at_sites(labels, make_sites(grid, [(7, 6), (7, 6)]).assign_coords(site=["q", "p"]))
+    assert both["station"].attrs["stations"] == ["p + q"]
     with pytest.raises(NoDataError, match="0 of 1 sites lie in the grid"):
         at_sites(labels, make_sites(grid, [(-30, 4)]))
 

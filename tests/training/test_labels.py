@@ -6,6 +6,7 @@ from pyproj import Transformer
 
 from smgrid.errors import ConfigError, NoDataError
 from smgrid.training.labels import station_labels
+from smgrid.training.table import JOINED
 from tests.cubes import make_cube
 
 DAYS = ["2021-03-01", "2021-03-02", "2021-03-03", "2021-03-13", "2021-03-14"]
@@ -85,12 +86,34 @@ def test_every_station_has_a_number_and_a_name(chunks):
     }
     assert named == {
         (0, 0): ("s1", "SCAN"),
-        (4, 7): ("s0 +2", "SCAN+USCRN"),
+        (4, 7): ("s0 + s2 + s5", "SCAN + USCRN + SCAN"),
         (12, 16): ("s4", "FR_Aqui"),
     }
     np.testing.assert_allclose(ds["label"].values[:, 4, 7], 0.3, rtol=1e-6)  # of those that know
     nameless = station_labels(make_stations(cube, where=where, values=values), cube)
     assert nameless["station"].attrs["networks"] == ["", "", ""]
+
+
+def test_a_pixel_has_the_names_of_all_its_stations_in_order():
+    cube = make_cube()
+    where, values = [(0, 0), (4, 7), (0, 0), (4, 7), (0, 0), (4, 7)], [[0.2] * 5] * 6
+    networks = ["B", "A", "A", "A", "B", "A"]
+    stations = make_stations(cube, where=where, values=values, networks=networks)
+    # In another order than that of the file, with one of them twice and names met in two pixels.
+    stations = stations.assign_coords(station=["s9", "s3", "s2", "s3", "s9", "s2"])
+    attrs = station_labels(stations, cube)["station"].attrs
+    assert attrs["stations"] == ["s2 + s9", "s2 + s3"]
+    assert attrs["networks"] == ["A + B", "A"]
+    assert attrs["stations"][0].split(JOINED) == ["s2", "s9"]
+
+
+@pytest.mark.parametrize("units", ["%", "saturation", None])
+def test_readings_in_other_units_are_refused(units):
+    cube = make_cube()
+    stations = make_stations(cube, where=[(1, 1)], values=[[0.2] * 5])
+    stations["soil_moisture"].attrs["units"] = units
+    with pytest.raises(ConfigError, match=f"units {units!r}, expected 'm3 m-3': convert"):
+        station_labels(stations, cube)
 
 
 def test_with_a_tolerance_the_nearest_reading_is_taken_and_its_lag_is_kept():
