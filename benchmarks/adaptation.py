@@ -7,8 +7,9 @@ of 13 km, made from other seeds, has 80 stations. Three ways use the same few of
 random weights, plain fine-tuning of the pre-trained ensemble, and multi-scale domain adaptation
 with the coarse samples and unlabelled pixels of the fine world (transductive: the map that is
 scored is the one that is adapted to, as published). Scores are the unbiased errors on 40 unseen
-stations and, against the truth, on pixels and dates of the whole map; a mean and a spread over the
-draws of stations. Worlds and samples stay in FOLDER. The last line is one JSON object.
+stations and, against the truth, on pixels and dates of the whole map; a mean and a spread over
+climates, seeds and draws of stations. Worlds and samples stay in FOLDER. The last line is one JSON
+object.
 """
 
 import argparse
@@ -94,8 +95,9 @@ def fine_samples(folder: Path, climate: Climate | None, seed: int) -> tuple[Samp
         measured = smgrid.station_labels(smgrid.open_stations(world.stations), cube)
         truth = true_labels(world, cube)
         for path, labels, share in ((tables[0], measured, 1.0), (tables[1], truth, 0.01)):
-            stream = smgrid.stream_samples(cube, labels, layout=LAYOUT, share=share)
-            smgrid.write_samples(stream, path, layout=LAYOUT)
+            if not path.exists():
+                stream = smgrid.stream_samples(cube, labels, layout=LAYOUT, share=share)
+                smgrid.write_samples(stream, path, layout=LAYOUT)
     return smgrid.open_samples(tables[0]), smgrid.open_samples(tables[1])
 
 

@@ -9,11 +9,12 @@ fit.
 """
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -53,7 +54,7 @@ from smgrid import (
     stream_samples,
     write_samples,
 )
-from smgrid.errors import ConfigError, NoDataError, SmgridError
+from smgrid.errors import ConfigError, NoDataError, SmgridError, SourceError, StoreError
 from smgrid.training.loop import OnEpoch
 from smgrid.training.plan import ADAPTATION, PRETRAINING, PUBLISHED_SIZES, SMALL_SIZES
 from smgrid.yamltext import check_model, read_yaml
@@ -67,7 +68,7 @@ def _over(base: Any) -> Callable[[Any], Any]:
     def merge(value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        unknown = sorted(set(value) - set(asdict(base)))
+        unknown = sorted({str(name) for name in value} - set(asdict(base)))
         if unknown:
             raise ValueError(f"unknown {', '.join(unknown)}; there are {', '.join(asdict(base))}")
         return {**asdict(base), **value}
@@ -126,12 +127,21 @@ class Config(BaseModel):
 
 def run(config: Config) -> dict[str, Any]:
     """Pre-train, adapt and score; returns the report that is written beside the ensembles."""
-    config.out.mkdir(parents=True, exist_ok=True)
+    if config.adaptation.series != "plain":
+        raise ConfigError("adaptation: members that have learned already need series: plain")
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+    except OSError as cause:
+        raise ConfigError(f"out: {config.out} is no folder and cannot be made: {cause}") from cause
     given = None if config.start is None else load_ensemble(config.start)
+    if given is None and config.coarse is None:
+        raise ConfigError("give coarse, to pre-train on, or start, an ensemble to adapt")
     layout = get_layout(config.layout) if given is None else given.layout
-    coarse = None if config.coarse is None else _coarse_samples(config, config.coarse, layout)
-    start = given or _pretrain(config, layout, coarse)
-    stations = _station_samples(config, layout)
+    data = _data(config)
+    # All samples before days of training.
+    coarse = None if config.coarse is None else _coarse_samples(config, config.coarse, layout, data)
+    stations = _station_samples(config, layout, data)
+    unlabelled = _unlabelled(config, layout, data)
     split = split_samples(
         stations,
         by="station",
@@ -140,31 +150,40 @@ def run(config: Config) -> dict[str, Any]:
         seed=config.seed,
     )
     check_leakage(split.training, split.test, by="station", coarse_km=config.fine.coarse_km)
-    unlabelled = _unlabelled(config, layout)
+    start = given or _pretrain(config, layout, coarse, data)
     adapted = {
-        f"r{number}": _adapt(config, number, start, split, unlabelled, coarse)
+        f"r{number}": _adapt(config, number, start, split, unlabelled, coarse, data)
         for number in range(config.repeats)
     }
     result = join_ensembles(adapted) if len(adapted) > 1 else adapted["r0"]
-    path = config.out / "ensemble"
-    if not path.exists():
-        save_ensemble(result, path)
+    _replace_ensemble(result, config.out / "ensemble")
     report = {
         "scores": {"start": _scores(start, split.test), "adapted": _scores(result, split.test)},
         "repeats": {name: one.card["training"]["scores"] for name, one in adapted.items()},
-        "ensemble": str(path),
+        "ensemble": str(config.out / "ensemble"),
         "split": asdict(split.report),
         "trained_on": {name: one.card["stations"] for name, one in adapted.items()},
-        "data": _data(config),
+        "data": data,
         "notes": ["adapted to pixels of the whole fine cube, those of the test among them"],
     }
     (config.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     return report
 
 
-def _pretrain(config: Config, layout: FeatureLayout, coarse: Samples | None) -> Ensemble:
+def _replace_ensemble(ensemble: Ensemble, path: Path) -> None:
+    """Write the result, in the place of that of a job with other repeats."""
+    if path.exists():
+        if load_ensemble(path).digest == ensemble.digest:
+            return
+        shutil.rmtree(path)
+    save_ensemble(ensemble, path)
+
+
+def _pretrain(
+    config: Config, layout: FeatureLayout, coarse: Samples | None, data: Mapping[str, Any]
+) -> Ensemble:
     if config.coarse is None or coarse is None:
-        raise ConfigError("give coarse, to pre-train on, or start, an ensemble to adapt")
+        raise ConfigError("give coarse, to pre-train on")
     squares = split_samples(
         coarse, by="block", block_km=config.coarse.blocks_km, share=(0.9, 0, 0.1), seed=config.seed
     )
@@ -179,7 +198,7 @@ def _pretrain(config: Config, layout: FeatureLayout, coarse: Samples | None) -> 
             out=out,
             device=config.device,
             on_epoch=on_epoch,
-            card={"split": asdict(squares.report), "data": _data(config)},
+            card={"split": asdict(squares.report), "data": data},
         )
 
 
@@ -190,6 +209,7 @@ def _adapt(
     split: Split,
     unlabelled: Samples,
     coarse: Samples | None,
+    data: Mapping[str, Any],
 ) -> Ensemble:
     training = _some_stations(split.training, config.fine.train_on, seed=config.seed + number)
     names = np.unique(_station_names(training)).tolist()
@@ -207,7 +227,7 @@ def _adapt(
             out=out,
             device=config.device,
             on_epoch=on_epoch,
-            card={"split": asdict(split.report), "stations": names, "data": _data(config)},
+            card={"split": asdict(split.report), "stations": names, "data": data},
         )
 
 
@@ -222,13 +242,15 @@ def _watch(config: Config, out: Path) -> Iterator[OnEpoch]:
         yield call_each(*callbacks)
 
 
-def _coarse_samples(config: Config, coarse: Coarse, layout: FeatureLayout) -> Samples:
+def _coarse_samples(
+    config: Config, coarse: Coarse, layout: FeatureLayout, data: Mapping[str, Any]
+) -> Samples:
     def make() -> Samples:
         cube = open_cube(coarse.cube)
         labels = collocate_labels(_find_smap(cube), cube, tolerance_hours=coarse.tolerance_hours)
         return collect_samples(stream_samples(cube, labels, layout=layout, seed=config.seed))
 
-    made_from = {"cube": _cube_facts(coarse.cube), "tolerance_hours": coarse.tolerance_hours}
+    made_from = {"cube": data["coarse"]["sha256"], "tolerance_hours": coarse.tolerance_hours}
     return _kept(config, "coarse", layout, made_from, make)
 
 
@@ -242,7 +264,7 @@ def _find_smap(cube: xr.DataTree | xr.Dataset) -> xr.DataArray:
     )
 
 
-def _station_samples(config: Config, layout: FeatureLayout) -> Samples:
+def _station_samples(config: Config, layout: FeatureLayout, data: Mapping[str, Any]) -> Samples:
     fine = config.fine
 
     def make() -> Samples:
@@ -251,14 +273,14 @@ def _station_samples(config: Config, layout: FeatureLayout) -> Samples:
         return collect_samples(stream_samples(cube, labels, layout=layout, seed=config.seed))
 
     made_from = {
-        "cube": _cube_facts(fine.cube),
-        "stations": _file_facts(fine.stations),
+        "cube": data["fine"]["sha256"],
+        "stations": data["stations"]["sha256"],
         "tolerance_hours": fine.tolerance_hours,
     }
     return _kept(config, "stations", layout, made_from, make)
 
 
-def _unlabelled(config: Config, layout: FeatureLayout) -> Samples:
+def _unlabelled(config: Config, layout: FeatureLayout, data: Mapping[str, Any]) -> Samples:
     """Draw pixels of the whole fine cube, about as many as wanted."""
     wanted = config.fine.unlabelled
 
@@ -270,7 +292,7 @@ def _unlabelled(config: Config, layout: FeatureLayout) -> Samples:
         drawn = stream_samples(cube, None, layout=layout, seed=config.seed, share=share)
         return collect_samples(drawn)
 
-    made_from = {"cube": _cube_facts(config.fine.cube), "count": wanted}
+    made_from = {"cube": data["fine"]["sha256"], "count": wanted}
     return _kept(config, "unlabelled", layout, made_from, make)
 
 
@@ -289,7 +311,7 @@ def _kept(
         note.write_text(json.dumps(origin, indent=1) + "\n")
         write_samples(samples, path, layout=layout)
         return samples
-    found = json.loads(note.read_text())
+    found = _read_note(note)
     changed = [key for key in origin if found.get(key) != origin[key]]
     if changed:
         raise ConfigError(
@@ -299,17 +321,34 @@ def _kept(
     return open_samples(path, layout=layout)
 
 
+def _read_note(note: Path) -> dict[str, Any]:
+    """Return what a table was made from; nothing where that is lost."""
+    try:
+        found = json.loads(note.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def _cube_facts(path: str) -> dict[str, Any]:
     """Tell a cube from another one, and from what it was before an update."""
     report = inspect(path)
-    return {"path": report.path, "manifest": report.provenance.get("smgrid_manifest_sha256")}
+    sums = report.provenance.get("smgrid_manifest_sha256")
+    if sums is None:
+        raise StoreError(f"{path} is {report.status}; finish it with write_cube or smgrid build")
+    return {"path": report.path, "sha256": sums}
 
 
 def _file_facts(path: Path) -> dict[str, Any]:
-    """Tell an archive from another one by the names and sizes of its files."""
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    listed = [f"{file.relative_to(path)} {file.stat().st_size}" for file in files if file.exists()]
-    return {"path": str(path), "sha256": sha256("\n".join(listed).encode()).hexdigest()}
+    """Tell an archive from another one by the contents of its files."""
+    if not path.exists():
+        raise SourceError(f"stations: {path} does not exist; give an ISMN archive, zip or folder")
+    digest = sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+        digest.update(f"{file.relative_to(path)}\n".encode())
+        with file.open("rb") as content:
+            digest.update(file_digest(content, "sha256").digest())
+    return {"path": str(path), "sha256": digest.hexdigest()}
 
 
 def _data(config: Config) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What a training job refuses before it begins: samples that nothing could be learned from."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -69,6 +69,11 @@ def check_samples(name: str, samples: Samples, *, layout: FeatureLayout, plan: F
             f"{name} samples are on {samples.snapshot.device}; give them as they were made, "
             "device=... moves them"
         )
+    if samples.snapshot.dtype != torch.float32:
+        raise ConfigError(
+            f"{name} samples are {samples.snapshot.dtype}, expected torch.float32; make them with "
+            "make_samples"
+        )
     _check_inputs(name, samples)
     if name != "unlabelled":
         _check_labels(name, samples, plan)
@@ -135,18 +140,28 @@ def check_plan(plan: FitPlan, fine: Source) -> None:
 
 def check_device(device: str) -> None:
     """Refuse a device that this machine does not have; raises `ConfigError`."""
-    try:
-        kind = torch.device(device).type
-    except RuntimeError as cause:
-        raise ConfigError(f"device {device!r} is unknown; expected 'cpu' or 'cuda'") from cause
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("no CUDA device was found; check the driver, or give device='cpu'")
+    kind, _, number = str(device).partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
+        raise ConfigError(f"device {str(device)!r} is unknown; expected 'cpu', 'cuda' or 'cuda:1'")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device {str(device)!r}: {torch.cuda.device_count()} CUDA devices were found; check "
+            "the driver, or give device='cpu'"
+        )
 
 
-def check_card(card: Mapping[str, Any] | None) -> None:
+def check_sizes(sizes: Sequence[tuple[int, int]]) -> None:
+    """Refuse an ensemble without members, or members without layers; raises `ConfigError`."""
+    if not sizes or any(len(size) != 2 or min(size) < 1 for size in sizes):
+        raise ConfigError(
+            f"sizes: expected a depth and a width of at least 1 for every member, found {sizes}"
+        )
+
+
+def check_card(card: Mapping[str, Any]) -> None:
     """Refuse what a card cannot say, before days of training; raises `ConfigError`."""
     try:
-        json.dumps(dict(card or {}), allow_nan=False)
+        json.dumps(dict(card), allow_nan=False)
     except (TypeError, ValueError) as cause:
         raise ConfigError(
             f"card must be JSON-ready and free of NaN ({cause}); give plain numbers, text and None"

@@ -78,6 +78,8 @@ def digest_samples(samples: Samples) -> str:
             digest.update(tensor.contiguous().numpy().tobytes())
         for values in (part.time, part.longitude, part.latitude):
             digest.update(np.ascontiguousarray(values).tobytes())
+        for names in (part.network, part.station):  # by which places may be told
+            digest.update("\n".join(names.tolist()).encode())
     return digest.hexdigest()
 
 

@@ -17,6 +17,7 @@ from smgrid.features.layout import FeatureLayout
 from smgrid.models.densesm import DenseSM
 from smgrid.models.ensemble import Ensemble
 from smgrid.training.batches import Source
+from smgrid.training.checks import check_sizes
 from smgrid.training.job import Options, run_job
 from smgrid.training.loop import Domains, OnEpoch
 from smgrid.training.plan import (
@@ -68,7 +69,7 @@ def fit(
         Called after each pass.
     card
         What else the card of the ensemble should say, JSON-ready: data sources, the report of the
-        split.
+        split. That of a job that is finished in ``out`` stays.
     test
         Samples that nothing is decided by; the card says how the ensemble does on them.
 
@@ -86,6 +87,7 @@ def fit(
         that does not stay finite.
     """
     plan = FitPlan() if plan is None else plan
+    check_sizes(sizes)
     networks = {
         f"m{k + 1}_{size[0]}_{size[1]}": _untrained(size, plan, k, training, layout)
         for k, size in enumerate(sizes)
@@ -98,7 +100,7 @@ def fit(
         layout=layout,
         plan=plan,
         msda=None,
-        options=Options(out, device, on_epoch, card, test),
+        options=Options(out, str(device), on_epoch, card, test),
     )
 
 
@@ -206,7 +208,7 @@ def finetune(
         layout=ensemble.layout,
         plan=plan,
         msda=msda,
-        options=Options(out, device, on_epoch, card, test),
+        options=Options(out, str(device), on_epoch, card, test),
     )
 
 

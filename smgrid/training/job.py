@@ -4,7 +4,8 @@ What could fail is refused before anything is read or written, and a folder beco
 the first epoch begins.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import Any
@@ -39,7 +40,7 @@ from smgrid.training.table import Samples
 
 @dataclass(frozen=True)
 class Options:
-    """What does not change the networks."""
+    """Where and how a job runs, and what is told of it."""
 
     out: str | PathLike[str] | None
     device: str
@@ -86,6 +87,8 @@ def run_job(
         "device": options.device,
     }
     identity = {**facts, "layout": layout.digest, "members": list(networks)}
+    facts["inputs"] = input_statistics(drawn[learned], layout)
+    check_card({**_given_card(start, options), "training": facts})
     folder = None if options.out is None else RunFolder(options.out, identity)
     if folder is not None and folder.ensemble.exists():
         folder.finish()
@@ -100,20 +103,24 @@ def run_job(
         device=options.device,
         drawn=drawn[learned],
     )
-    _run(job, folder, options.on_epoch)
-    labelled = {name: drawn[name] for name in (learned, "validation", "test") if name in drawn}
-    facts |= _result(job, labelled)
-    facts["inputs"] = input_statistics(drawn[learned], layout)
-    before = {} if start is None else {"before": start.card}
-    ensemble = Ensemble(
-        members=tuple(zip(networks, job.networks(), strict=True)),
-        layout=layout,
-        card={**before, **(options.card or {}), "training": facts},
-    )
-    if folder is not None:
-        save_ensemble(ensemble, folder.ensemble)
-        folder.finish()
+    with nullcontext() if folder is None else folder.claimed():
+        trained = _run(job, folder, options.on_epoch)
+        labelled = {name: drawn[name] for name in (learned, "validation", "test") if name in drawn}
+        facts |= _result(job, trained, labelled)
+        ensemble = Ensemble(
+            members=tuple(zip(networks, trained, strict=True)),
+            layout=layout,
+            card={**_given_card(start, options), "training": facts},
+        )
+        if folder is not None:
+            save_ensemble(ensemble, folder.ensemble)
+            folder.finish()
     return ensemble
+
+
+def _given_card(start: Ensemble | None, options: Options) -> dict[str, Any]:
+    before = {} if start is None else {"before": start.card}
+    return {**before, **(options.card or {})}
 
 
 _METHODS = {
@@ -132,18 +139,16 @@ def _check(
     options: Options,
 ) -> None:
     """Refuse what would fail later, before anything is read."""
-    check_card(options.card)
     check_device(options.device)
     check_plan(plan, domains.fine)
     for name, source in sources.items():
         check_source(name, source, layout=layout)
 
 
-def _run(job: Job, folder: RunFolder | None, on_epoch: OnEpoch | None) -> None:
+def _run(job: Job, folder: RunFolder | None, on_epoch: OnEpoch | None) -> list[DenseSM]:
     if folder is None:
         job.run(on_epoch=on_epoch)
-        return
-    folder.claim()
+        return job.networks()
     folder.resume(job.state)
 
     def note(end: EpochEnd) -> None:
@@ -152,6 +157,7 @@ def _run(job: Job, folder: RunFolder | None, on_epoch: OnEpoch | None) -> None:
             on_epoch(end)
 
     job.run(on_epoch=note, save=folder.save)
+    return job.networks()
 
 
 def _betas(
@@ -181,9 +187,10 @@ def _betas(
     ]
 
 
-def _result(job: Job, labelled: Mapping[str, Samples]) -> dict[str, Any]:
+def _result(
+    job: Job, networks: Sequence[DenseSM], labelled: Mapping[str, Samples]
+) -> dict[str, Any]:
     """Return how well each member does on the validation, and their mean on every table."""
-    networks = job.networks()
     scores = score_members(networks, labelled)
     members = [
         {

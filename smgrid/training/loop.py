@@ -97,7 +97,7 @@ class State:
     best: dict[int, Any] = field(default_factory=dict)
     """Validation RMSE, epoch and weights of each member at its best, by its number."""
     stopped: dict[int, Any] = field(default_factory=dict)
-    """Epoch and weights at which the patience with a member ended."""
+    """Epoch at which the patience with a member ended, its weights and what was told of it."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is saved."""
@@ -326,17 +326,23 @@ class Job:
                 m.copy_(n)
 
     def _end(self, epoch: int, terms: Mapping[int, Tensor]) -> EpochEnd:
-        """Validate the members, note the best of each, and say how the epoch went."""
-        names = self._terms()
-        members = {
-            number: dict(zip(names, terms[number].tolist(), strict=True)) for number in self.numbers
-        }
-        self._refuse_divergence(epoch, members)
-        for number, found in self._validate().items():
+        """Validate the members, note the best of each, and say how the epoch went.
+
+        A member that was stopped is told as it was then: what it goes on to learn beside the
+        others is not its own any more.
+        """
+        names, stopped = self._terms(), self.state.stopped
+        members = {number: dict(stopped[number][2]) for number in stopped}
+        going = [number for number in self.numbers if number not in stopped]
+        for number in going:
+            members[number] = dict(zip(names, terms[number].tolist(), strict=True))
+        self._refuse_divergence(epoch, {k: members[k]["total"] for k in going})
+        for number, found in self._validate(epoch, going).items():
             members[number] |= {k: v for k, v in vars(found).items() if k != "n"}
-            self._judge(number, epoch, found.rmse)
+            self._judge(number, epoch, members[number])
         loss = {name: float(np.mean([m[name] for m in members.values()])) for name in names}
-        return EpochEnd(epoch, self.plan.epochs, loss, tuple(members.values()))
+        ordered = tuple(members[number] for number in self.numbers)
+        return EpochEnd(epoch, self.plan.epochs, loss, ordered)
 
     def _terms(self) -> list[str]:
         """Name the terms that the loss of this job has."""
@@ -344,36 +350,30 @@ class Job:
         coarse = ["coarse"] if self.msda and self.domains.coarse is not None else []
         return ["fine", *coarse, *domain, "total"]
 
-    def _refuse_divergence(self, epoch: int, members: Mapping[int, Mapping[str, float]]) -> None:
-        going = {k: m["total"] for k, m in members.items() if k not in self.state.stopped}
-        lost = {k: loss for k, loss in going.items() if not math.isfinite(loss)}
+    def _refuse_divergence(self, epoch: int, values: Mapping[int, float]) -> None:
+        lost = {number: value for number, value in values.items() if not math.isfinite(value)}
         if lost:
-            number, loss = next(iter(lost.items()))
+            number, value = next(iter(lost.items()))
             raise ConfigError(
-                f"training diverged in epoch {epoch}: the loss of {len(lost)} of {len(members)} "
-                f"members is not finite (member {number + 1}: {loss}). Lower learning_rate in the "
-                "plan, or give 'mape' a label_floor such as 0.01"
+                f"training diverged in epoch {epoch}: what {len(lost)} of {len(self.numbers)} "
+                f"members learn or predict is not finite (member {number + 1}: {value}). Lower "
+                "learning_rate in the plan, or give 'mape' a label_floor such as 0.01"
             )
 
-    def _judge(self, number: int, epoch: int, rmse: float) -> None:
-        """Note the best of a member, and when it has not become better for long enough.
-
-        What a stopped member goes on to learn beside the others is not its own any more.
-        """
-        state = self.state
-        if number in state.stopped:
-            return
+    def _judge(self, number: int, epoch: int, entry: Mapping[str, float]) -> None:
+        """Note the best of a member, and when it has not become better for long enough."""
+        state, rmse, patience = self.state, entry["rmse"], self.plan.patience
         if number not in state.best or rmse < state.best[number][0]:
             state.best[number] = (rmse, epoch, self._weights_of(number))
-        elif epoch - state.best[number][1] >= self.plan.patience:
-            state.stopped[number] = (epoch, self._weights_of(number))
+        elif patience is not None and epoch - state.best[number][1] >= patience:
+            state.stopped[number] = (epoch, self._weights_of(number), dict(entry))
 
     def _weights_of(self, number: int) -> dict[str, Tensor]:
         stack = next(s for s in self.state.averages if number in s.numbers)
         return stack.state_of(number)
 
     @torch.no_grad()
-    def _validate(self) -> dict[int, Scores]:
+    def _validate(self, epoch: int, going: Sequence[int]) -> dict[int, Scores]:
         found: dict[int, Scores] = {}
         label = self.validation.label.cpu().numpy()
         for stack in self.state.averages:
@@ -383,8 +383,9 @@ class Job:
                 features = stack.series_features(part.series)
                 predictions.append(stack(part.inputs, features).prediction.cpu())
             whole = torch.cat(predictions, dim=1).numpy()
-            for number, own in zip(stack.numbers, whole, strict=True):
-                found[number] = score_arrays(own, label)
+            own = {n: row for n, row in zip(stack.numbers, whole, strict=True) if n in going}
+            self._refuse_divergence(epoch, {n: float(row.sum()) for n, row in own.items()})
+            found |= {n: score_arrays(row, label) for n, row in own.items()}
         return found
 
 
@@ -398,10 +399,13 @@ def _share(averaged: int, averaging: float) -> float:
 
 @contextmanager
 def _precision(plan: FitPlan) -> Iterator[None]:
-    """Allow TF32 for a while."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = plan.precision == "tf32"
+    """Allow TF32 for a while, in products and in convolutions, or forbid it."""
+    switches: tuple[Any, Any] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [switch.allow_tf32 for switch in switches]
     try:
+        for switch in switches:
+            switch.allow_tf32 = plan.precision == "tf32"
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        for switch, value in zip(switches, before, strict=True):
+            switch.allow_tf32 = value

@@ -1,7 +1,10 @@
 """How networks are trained: frozen plans, recorded in the card of the ensemble that they make."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
+from math import isfinite
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 from smgrid.errors import ConfigError
 from smgrid.training.losses import DomainLoss, LabelLoss
@@ -33,10 +36,10 @@ class FitPlan:
         Passes over the training samples at most.
     patience
         Epochs without a better validation error after which a member keeps what it has; training
-        ends when that holds for all.
+        ends when that holds for all. ``None``: never.
     keep
         ``"best"``: each member as it was at its best validation error. ``"last"``: as it was at the
-        end, for validation samples that only watch.
+        end, so that without patience validation samples only watch.
     batch_size
         Samples per step.
     learning_rate, weight_decay
@@ -76,7 +79,7 @@ class FitPlan:
     """
 
     epochs: int = 14
-    patience: int = 14
+    patience: int | None = None
     keep: Literal["best", "last"] = "best"
     batch_size: int = 64
     learning_rate: float = 4e-3
@@ -97,16 +100,16 @@ class FitPlan:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_choices(self)
-        whole = all(isinstance(getattr(self, name), int) for name in _WHOLE)
-        counts = self.epochs >= 1 and self.patience >= 1 and self.batch_size >= 2
+        _check_types(self)
+        patience = 1 if self.patience is None else self.patience
+        counts = self.epochs >= 1 and patience >= 1 and self.batch_size >= 2
         shares = 0 <= self.dropout < 1 and 0 <= self.averaging < 1 and self.learning_rate > 0
         positive = min(self.weight_decay, self.label_floor, self.average_from, self.seed) >= 0
-        if not (whole and counts and shares and positive):
+        if not (counts and shares and positive and len(self.first_taps) == 5):
             raise ConfigError(
                 "a plan needs at least 1 epoch, a patience of 1, batches of 2, a positive learning "
-                "rate, dropout and averaging in 0-1, without 1, and nothing negative; found "
-                f"{self}"
+                "rate, dropout and averaging in 0-1, without 1, five first_taps, and nothing "
+                f"negative; found {self}"
             )
         if self.average == "epochs" and self.average_from >= self.epochs:
             raise ConfigError(
@@ -115,23 +118,39 @@ class FitPlan:
             )
 
 
-_WHOLE = ("epochs", "patience", "batch_size", "average_from", "seed")
-
-
-def _check_choices(plan: Any) -> None:
-    """Raise ConfigError unless every field with named choices has one of them."""
+def _check_types(plan: Any) -> None:
+    """Bring every field to the type that it is declared with, or raise ConfigError."""
     for name, hint in get_type_hints(type(plan)).items():
-        choices = [c for c in (hint, *get_args(hint)) if get_origin(c) is Literal]
-        value = getattr(plan, name)
-        known = [word for choice in choices for word in get_args(choice)]
-        if isinstance(value, str) and value not in known:
-            raise ConfigError(f"{name}: {value!r} is unknown; {suggest(value, known)}")
+        object.__setattr__(plan, name, _checked(name, getattr(plan, name), hint))
+
+
+def _checked(name: str, value: Any, hint: Any) -> Any:
+    options = (
+        get_args(hint) if isinstance(hint, UnionType) or get_origin(hint) is Union else (hint,)
+    )
+    words = [word for one in options if get_origin(one) is Literal for word in get_args(one)]
+    if (isinstance(value, str) and value in words) or (value is None and NoneType in options):
+        return value
+    number = isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
+    if number and float in options:
+        return float(value)
+    if number and int in options and isinstance(value, Integral):
+        return int(value)
+    if get_origin(hint) is tuple and isinstance(value, (tuple, list)):
+        return tuple(_checked(name, one, float) for one in value)
+    if words and isinstance(value, str):
+        raise ConfigError(f"{name}: {value!r} is unknown; {suggest(value, words)}")
+    kinds = [word for word, kind in _KINDS.items() if kind in options]
+    wanted = ", ".join([*map(repr, words), *kinds]) or "five finite numbers"
+    raise ConfigError(f"{name}: expected {wanted}, found {value!r}")
+
+
+_KINDS = {"a finite number": float, "a whole number": int, "nothing": NoneType}
 
 
 PRETRAINING = replace(
     FitPlan(),
     epochs=25,
-    patience=25,
     keep="last",
     batch_size=256,
     average="epochs",
@@ -143,7 +162,6 @@ which it leaves less error than the published plan, on coarse and on fine scale.
 
 ADAPTATION = FitPlan(
     epochs=20,
-    patience=20,
     keep="last",
     batch_size=128,
     learning_rate=5e-4,
@@ -161,14 +179,14 @@ ADAPTATION = FitPlan(
 and squared errors, so that dry soil does not outweigh the rest."""
 
 PUBLISHED_PRETRAINING = replace(
-    ADAPTATION, epochs=100, patience=100, batch_size=256, dropout=0.5, average_from=90
+    ADAPTATION, epochs=100, batch_size=256, dropout=0.5, average_from=90
 )
 """As the released 9 km weights seem to have been made: their batch counters and histories tell the
 epochs, the size of the batches and the mean of the last ten; the learning rate is that of the
 published adaptation."""
 
 PUBLISHED_ADAPTATION = replace(
-    ADAPTATION, epochs=50, patience=50, dropout=0.5, average_from=40, label_loss="mape"
+    ADAPTATION, epochs=50, dropout=0.5, average_from=40, label_loss="mape"
 )
 """The published adaptation to fine scale (Zhu et al. 2025, J. Hydrol. 657:133073); with
 ``MSDA(batch_norm="joint")`` for parity."""
@@ -194,7 +212,8 @@ class MSDA:
         ``"separate"``: the same, but statistics of the fine samples enter as well. ``"joint"``, as
         published: the domains go through the network together, and batch norms mix their
         statistics, coarse cells among those that maps are normalised by later. ``"frozen"``: all
-        are normalised by the running statistics of the pre-trained network, which stay.
+        are normalised by the running statistics of the pre-trained network, which stay. A series
+        branch that is frozen keeps its statistics in any case.
     ratio
         Unlabelled and coarse samples in a step per labelled fine one.
     """
@@ -206,7 +225,7 @@ class MSDA:
     ratio: int = 1
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        _check_types(self)
         beta = 0.0 if isinstance(self.beta, str) else self.beta
         if not (0 < self.alpha <= 1 and self.ratio >= 1 and 0 <= beta < float("inf")):
             raise ConfigError(

@@ -39,15 +39,12 @@ def draw_places(fine: Source, plan: FitPlan, numbers: Sequence[int]) -> Tensor |
         return None
     table = require_table(fine, "places='drawn'")
     place = place_key(list_facts(table))
-    count = int(place.max()) + 1
-    times = [
-        np.bincount(
-            np.random.default_rng([plan.seed, number]).integers(0, count, count), minlength=count
-        )
-        for number in numbers
-    ]
-    drawn = np.stack(times)[:, place].astype(np.float32)
-    return torch.from_numpy(drawn).to(table.label.device)
+    useful = np.unique(place[table.weight.cpu().numpy() > 0])  # a draw of others teaches nothing
+    times = np.zeros((len(numbers), int(place.max()) + 1), np.float32)
+    for row, number in zip(times, numbers, strict=True):
+        rng = np.random.default_rng([plan.seed, number])
+        np.add.at(row, rng.choice(useful, len(useful)), 1)
+    return torch.from_numpy(times[:, place]).to(table.label.device)
 
 
 def for_plain_series(network: DenseSM, scaling: Scaling) -> DenseSM:

@@ -25,7 +25,7 @@ from rich.progress import (
 )
 from rich.table import Column
 
-from smgrid.errors import MissingDependencyError
+from smgrid.errors import ConfigError, MissingDependencyError
 
 if TYPE_CHECKING:  # these load torch, which a bar does not need
     from smgrid.training.loop import EpochEnd, OnEpoch
@@ -87,6 +87,8 @@ def log_to_tensorboard(folder: str | os.PathLike[str]) -> Iterator["OnEpoch"]:
     ------
     MissingDependencyError
         Without the extra ``tensorboard``.
+    ConfigError
+        The folder cannot be made.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -96,7 +98,12 @@ def log_to_tensorboard(folder: str | os.PathLike[str]) -> Iterator["OnEpoch"]:
             "pip install 'smgrid[tensorboard]'"
         )
         raise MissingDependencyError(msg) from cause
-    Path(folder).mkdir(parents=True, exist_ok=True)  # fails now rather than after an epoch
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)  # fails now rather than after an epoch
+    except OSError as cause:
+        raise ConfigError(
+            f"TensorBoard: {folder} is no folder and cannot be made: {cause}"
+        ) from cause
     with ExitStack() as stack:
         writer: SummaryWriter | None = None
 

@@ -10,16 +10,20 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from smgrid.errors import ConfigError, StoreError
 from smgrid.training.loop import EpochEnd, State
 
 _SAVE_EVERY_S = 20.0
+_LOCK = "lock"
+_CIRCUMSTANCES = ("smgrid_version", "torch_version", "device")
 
 
 class RunFolder:
@@ -31,7 +35,7 @@ class RunFolder:
         Folder; made if needed.
     identity
         What the job is, JSON-ready: a folder of another job is refused. Nothing is written before
-        `claim`.
+        `claimed`.
 
     Raises
     ------
@@ -57,13 +61,35 @@ class RunFolder:
     def _part(self) -> Path:
         return self.path / "run.json.part"
 
-    def claim(self) -> None:
-        """Make the folder that of this job, and clear away what a killed one left half-written."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        for stale in self.path.glob(f".{self.ensemble.name}.*.partial"):
-            shutil.rmtree(stale)
-        self._part.write_text(json.dumps(self._identity, indent=1))
-        self._part.replace(self.path / "run.json")
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Make the folder that of this job, and keep other processes out of it.
+
+        Raises
+        ------
+        ConfigError
+            Another process trains there.
+        StoreError
+            The folder cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / _LOCK)
+            lock.acquire(blocking=False)
+        except Timeout as cause:
+            raise ConfigError(
+                f"another process trains in {self.path}; wait for it, or give another folder"
+            ) from cause
+        except OSError as cause:
+            raise StoreError(f"{self.path} cannot be made or written: {cause}") from cause
+        try:
+            for stale in self.path.glob(f".{self.ensemble.name}.*.partial"):
+                shutil.rmtree(stale)
+            self._part.write_text(json.dumps(self._identity, indent=1))
+            self._part.replace(self.path / "run.json")
+            yield
+        finally:
+            lock.release()
 
     def resume(self, state: State) -> None:
         """Bring a fresh state to where the job was; the history ends there, too."""
@@ -106,13 +132,15 @@ class RunFolder:
 
     def finish(self) -> None:
         """Drop what only an unfinished job needs."""
-        (self.path / "state.pt").unlink(missing_ok=True)
+        for name in ("state.pt", "state.pt.part"):
+            (self.path / name).unlink(missing_ok=True)
 
     def _check(self) -> None:
         file = self.path / "run.json"
         if not file.exists():
             there = self.path.iterdir() if self.path.is_dir() else ()
-            if self.path.is_file() or any(other != self._part for other in there):
+            known = {self._part, self.path / _LOCK}
+            if self.path.is_file() or any(other not in known for other in there):
                 raise ConfigError(
                     f"{self.path} holds something else than a training job; give an empty folder"
                 )
@@ -122,6 +150,8 @@ class RunFolder:
         except ValueError as cause:
             raise StoreError(f"{file} is damaged; remove {self.path} to train anew") from cause
         names = sorted({*found, *self._identity})
+        if self.ensemble.exists():  # what is done is done, also after an update
+            names = [name for name in names if name not in _CIRCUMSTANCES]
         changed = [name for name in names if found.get(name) != self._identity.get(name)]
         if changed:
             raise ConfigError(

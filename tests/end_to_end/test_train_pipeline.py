@@ -71,7 +71,7 @@ def test_the_job_leaves_an_ensemble_and_a_report(folder, done):
     assert facts["adaptation"]["batch_norm"] == "target"
     assert facts["samples"]["fine"]["stations"] == 3
     assert facts["started_from"] == smgrid.load_ensemble(folder / START).digest
-    assert ensemble.card["joined"]["r1"]["data"]["coarse"]["manifest"]
+    assert ensemble.card["joined"]["r1"]["data"]["coarse"]["sha256"]
 
 
 def test_no_station_of_the_test_was_trained_on(folder, done):
@@ -96,6 +96,26 @@ def test_an_ensemble_to_start_from_replaces_the_pre_training(folder, done):
     assert made.card["training"]["started_from"] == smgrid.load_ensemble(folder / START).digest
     assert set(made.card["training"]["samples"]) == {"fine", "unlabelled", "validation", "test"}
     assert not (folder / "given/pretraining").exists()
+
+
+def test_more_repeats_are_in_report_and_ensemble(folder, done):
+    (folder / "more.yml").write_text(JOB.replace("repeats: 2", "repeats: 3"))
+    assert run(folder, "more.yml").returncode == 0
+    report = json.loads((folder / "run/report.json").read_text())
+    ensemble = smgrid.load_ensemble(folder / report["ensemble"])
+    assert set(report["repeats"]) == set(ensemble.card["joined"]) == {"r0", "r1", "r2"}
+    assert run(folder).returncode == 0
+    assert set(smgrid.load_ensemble(folder / "run/ensemble").card["joined"]) == {"r0", "r1"}
+
+
+def test_a_table_whose_note_was_lost_is_not_taken(folder, done):
+    note = folder / "run/stations.json"
+    before = note.read_text()
+    note.write_text(before[:20])
+    result = run(folder)
+    note.write_text(before)
+    assert result.returncode == 2
+    assert "holds samples of another job" in result.stderr
 
 
 def test_a_cube_that_changed_at_its_path_is_noticed(folder, done):
@@ -124,6 +144,7 @@ def test_samples_of_another_job_are_not_taken_for_those_of_this_one(folder, done
         (("coarse.zarr", "fine.zarr"), 2, "Build a cube on the grid of the labels"),
         (("out: run", "out: run\nstation: 3"), 2, "station"),
         (("train_on: 3", "train_on: 0"), 2, "train_on"),
+        (("label_loss: mse", "series: spread"), 2, "need series: plain"),
         (("coarse: {", "#"), 2, "give coarse, to pre-train on, or start"),
     ],
 )
@@ -134,3 +155,4 @@ def test_a_bad_job_is_one_message(folder, tmp_path, change, code, message):
     assert "Traceback" not in result.stderr
     assert message in result.stderr
     assert result.returncode == code
+    assert not (tmp_path / "bad/pretraining").exists()

@@ -9,8 +9,11 @@ import torch
 
 from smgrid.errors import ConfigError
 from smgrid.features.layout import get_layout
+from smgrid.models.densesm import DenseSM
+from smgrid.models.ensemble import Ensemble
 from smgrid.training.checks import check_samples
-from smgrid.training.fit import fit
+from smgrid.training.fit import finetune, fit
+from smgrid.training.loop import Domains, Job
 from smgrid.training.plan import PUBLISHED_ADAPTATION, PUBLISHED_PRETRAINING, FitPlan
 from smgrid.training.samples import stream_samples
 from tests.cubes import make_cube
@@ -82,9 +85,9 @@ def test_streams_that_cannot_play_their_part():
         fit(labelled, table, **{**options, "plan": FitPlan(epochs=1)})
 
 
-@pytest.mark.parametrize("device", ["cuda", "abacus"])
+@pytest.mark.parametrize("device", ["cuda:1", "cuda:x", "abacus", "meta"])
 def test_a_device_that_is_not_there(device, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ConfigError, match=r"device"):
         fit(
             random_samples(40, seed=1),
@@ -115,3 +118,36 @@ def test_a_loss_that_explodes_names_the_member(tmp_path):
     samples.weight[:] = 3e38
     with pytest.raises(ConfigError, match=r"diverged in epoch 0: .* \(member 1: "):
         fit(samples, random_samples(20, seed=2), layout=LAYOUT, sizes=((1, 8),), plan=QUICK)
+
+
+def test_predictions_that_are_not_finite_are_a_divergence():
+    """They would be left out of the scores, and make a member look better than it is."""
+    far = random_samples(20, seed=2)
+    plan = replace(QUICK, learning_rate=1e30)
+    with pytest.raises(ConfigError, match="diverged in epoch 0"):
+        fit(random_samples(40, seed=1), far, layout=LAYOUT, sizes=((1, 8),), plan=plan)
+
+
+@pytest.mark.parametrize("sizes", [(), ((0, 8),), ((1,),)])
+def test_sizes_that_are_no_network(sizes):
+    table = random_samples(40, seed=1)
+    with pytest.raises(ConfigError, match="a depth and a width of at least 1"):
+        fit(table, table, layout=LAYOUT, sizes=sizes, plan=QUICK)
+
+
+def test_a_card_of_the_start_that_cannot_be_written_is_refused_before_training(tmp_path):
+    torch.manual_seed(0)
+    start = Ensemble((("m", DenseSM(1, 8)),), LAYOUT, {"r": np.float32(0.5)})
+    table = random_samples(40, seed=1)
+    with pytest.raises(ConfigError, match="card must be JSON-ready"):
+        finetune(start, table, validation=table, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_places_of_no_weight_are_not_drawn():
+    rows = random_samples(60, seed=1, longitude=np.arange(60) % 3, latitude=50.0)
+    weight = torch.from_numpy((rows.longitude == 1).astype("f4"))
+    job = Job(
+        [DenseSM(1, 8)] * 4, Domains(replace(rows, weight=weight)), rows, plan=FitPlan(epochs=1)
+    )
+    assert (job.drawn[0][:, torch.from_numpy(rows.longitude == 1)] == 1).all()

@@ -14,7 +14,8 @@ from smgrid.errors import ConfigError, StoreError
 from smgrid.features.layout import get_layout
 from smgrid.models.densesm import DenseSM
 from smgrid.models.ensemble import Ensemble, predict_samples
-from smgrid.training import run_folder
+from smgrid.training import job, run_folder
+from smgrid.training.facts import digest_samples
 from smgrid.training.fit import finetune, fit
 from smgrid.training.loop import Domains, Job
 from smgrid.training.plan import MSDA, PUBLISHED_ADAPTATION, FitPlan
@@ -348,7 +349,7 @@ def test_what_a_killed_job_left_half_written_is_cleared_away(tmp_path):
         adapted(out=tmp_path / "run", on_epoch=interrupt)
     (tmp_path / "run" / ".ensemble.0123.partial").mkdir()
     adapted(out=tmp_path / "run")
-    left = {path.name for path in (tmp_path / "run").iterdir()}
+    left = {path.name for path in (tmp_path / "run").iterdir()} - {"lock"}
     assert left == {"run.json", "history.jsonl", "ensemble"}
 
 
@@ -389,7 +390,16 @@ def test_members_that_have_learned_take_series_as_they_are():
         ({"label_loss": "mea"}, "did you mean"),
         ({"epochs": 20, "average_from": 40, "average": "epochs"}, "no weights would be averaged"),
         ({"weight_decay": -1.0}, "nothing negative"),
-        ({"epochs": 2.5}, "at least 1 epoch"),
+        ({"epochs": 2.5}, "epochs: expected a whole number, found 2.5"),
+        ({"epochs": True}, "epochs: expected a whole number"),
+        ({"average": None}, "average: expected 'none', 'exponential', 'epochs', found None"),
+        ({"label_loss": ["mse"]}, "label_loss: expected 'mse', 'mape', found"),
+        ({"label_floor": float("nan")}, "label_floor: expected a finite number, found nan"),
+        ({"learning_rate": float("inf")}, "learning_rate: expected a finite number"),
+        ({"learning_rate": "1e-3"}, "learning_rate: expected a finite number, found '1e-3'"),
+        ({"first_taps": (1.0, 1.0)}, "five first_taps"),
+        ({"first_taps": 1.0}, "first_taps: expected five finite numbers"),
+        ({"patience": 0}, "a patience of 1"),
     ],
 )
 def test_plans_that_make_no_sense(change, message):
@@ -397,10 +407,80 @@ def test_plans_that_make_no_sense(change, message):
         FitPlan(**change)
 
 
-@pytest.mark.parametrize("change", [{"batch_norm": "seperate"}, {"beta": float("nan")}])
-def test_adaptations_that_make_no_sense(change):
-    with pytest.raises(ConfigError, match=r"did you mean 'separate'|alpha in 0-1"):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_norm": "seperate"}, "did you mean 'separate'"),
+        ({"beta": float("nan")}, "beta: expected 'auto', a finite number, found nan"),
+        ({"beta": None}, "beta: expected 'auto', a finite number"),
+        ({"beta": -1.0}, "alpha in 0-1"),
+        ({"ratio": 1.5}, "ratio: expected a whole number"),
+    ],
+)
+def test_adaptations_that_make_no_sense(change, message):
+    with pytest.raises(ConfigError, match=message):
         MSDA(**change)
+
+
+def test_plans_hold_plain_numbers():
+    plan = FitPlan(learning_rate=np.float32(0.5), epochs=np.int64(3), first_taps=[1, 1, 1, 1, 1])
+    assert type(plan.learning_rate) is float
+    assert type(plan.epochs) is int
+    assert plan.first_taps == (1.0, 1.0, 1.0, 1.0, 1.0)
+    assert plan.patience is None
+
+
+def test_without_patience_the_validation_only_watches():
+    plan = replace(PLAN, epochs=8, average_from=7, patience=None, keep="last")
+    one, other = (
+        finetune(
+            ensemble(),
+            random_samples(40, seed=1),
+            validation=random_samples(20, seed=s),
+            plan=plan,
+        )
+        for s in (2, 3)
+    )
+    assert_same(one, other, rtol=0, atol=0)
+
+
+def test_a_member_that_stopped_is_told_as_it_was_then():
+    plan = replace(PLAN, epochs=12, patience=2, average="none", learning_rate=5e-3)
+    ends = []
+    adapted(plan, on_epoch=ends.append)
+    told = [[dict(end.members[k]) for end in ends] for k in range(3)]
+    assert any(one[-1] == one[-2] for one in told)  # stopped
+    assert all(one[0] != one[1] for one in told)
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    def other(end):
+        with pytest.raises(ConfigError, match="another process trains in"):
+            adapted(out=tmp_path / "run")
+
+    adapted(out=tmp_path / "run", on_epoch=other)
+    adapted(out=tmp_path / "run")
+
+
+def test_what_is_done_is_not_refused_after_an_update(tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "__version__", "0.0.1")
+    one = adapted(out=tmp_path / "run")
+    monkeypatch.undo()
+    assert_same(one, adapted(out=tmp_path / "run"), rtol=0, atol=0)
+    (tmp_path / "run" / "ensemble").rename(tmp_path / "away")
+    with pytest.raises(ConfigError, match="differs in smgrid_version"):
+        adapted(out=tmp_path / "run")
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="cannot be made or written"):
+        adapted(out=tmp_path / "file" / "run")
+
+
+def test_stations_tell_tables_apart():
+    one, other = (random_samples(40, seed=1, station=f"s{k}") for k in (0, 1))
+    assert digest_samples(one) != digest_samples(other)
 
 
 @pytest.mark.parametrize("keep", ["best", "last"])
