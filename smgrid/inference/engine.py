@@ -9,8 +9,10 @@ Activations have the pixels (or series) innermost. So a convolution is a batch o
 over overlapping windows of rows, without copies, and a dense block is stacked on top of its input.
 """
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import TypeAlias
 
 import numpy as np
@@ -20,11 +22,13 @@ from torch import Tensor
 
 from smgrid.errors import LayoutError
 from smgrid.inference.folding import Layer, Member, fold
-from smgrid.models.densesm import POOLING
+from smgrid.models.densesm import KERNEL, POOLING, pooled_steps
 from smgrid.models.ensemble import Ensemble
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 IntArray: TypeAlias = npt.NDArray[np.int64]
+
+_log = logging.getLogger(__name__)
 
 # Rows of the dense part, and series of the convolutions, whose activations stay in cache.
 _ROWS = 1024
@@ -67,6 +71,9 @@ class Engine:
     n_steps: int
     members: tuple[Member, ...]
     groups: tuple[_Group, ...]
+    kernels: tuple[FloatArray, ...]
+    """Weights and biases of the convolutions of all members, as `smgrid.inference.kernels` takes
+    them."""
 
     def predict(
         self, snapshot: FloatArray, series: FloatArray, series_index: IntArray
@@ -103,10 +110,23 @@ class Engine:
         cells = (np.cumsum(whole) - 1)[series_index[rows]]
         inputs = np.concatenate([snapshot[rows], means[cells]], axis=1, dtype=np.float32)
         with torch.inference_mode():
-            features = _series_features(self.members, torch.from_numpy(series))
+            features = self._series_features(series)
             found = _dense(self.groups, torch.from_numpy(inputs), features, torch.from_numpy(cells))
         predictions[:, rows] = found.numpy()
         return predictions
+
+    def _series_features(self, series: FloatArray) -> Tensor:
+        """(m, series, steps) -> (members, features, m): sums over the windows of the last pooling.
+
+        By the compiled kernel, or with matrix products where numba is not installed.
+        """
+        branch_sums = _compiled_kernel()
+        if branch_sums is None or not self.n_series:
+            return _branches(self.members, torch.from_numpy(series))
+        windows = pooled_steps(self.n_steps)[-1]
+        sums = np.empty((len(self.members), self.kernels[-1].shape[1] * windows, len(series)), "f4")
+        branch_sums(np.ascontiguousarray(series), *self.kernels, sums)
+        return torch.from_numpy(sums)
 
     def _check(self, snapshot: FloatArray, series: FloatArray, index: IntArray) -> None:
         n = len(snapshot)
@@ -134,11 +154,33 @@ def compile_ensemble(ensemble: Ensemble) -> Engine:
         n_steps=networks[0].n_steps,
         members=tuple(members),
         groups=tuple(_group(members, width) for width in sorted({m.width for m in members})),
+        kernels=tuple(_stack_convolutions(members)),
     )
 
 
-def _series_features(members: tuple[Member, ...], series: Tensor) -> Tensor:
-    """(m, series, steps) -> (members, features, m): sums over the windows of the last pooling."""
+def _stack_convolutions(members: list[Member]) -> Iterator[FloatArray]:
+    """Give weights (members, inputs, outputs, taps) and biases (members, outputs) of each layer."""
+    for layers in zip(*(member.convolutions for member in members), strict=True):
+        weight = np.stack([layer.weight.numpy() for layer in layers])
+        taps = weight.reshape(*weight.shape[:2], KERNEL, -1)
+        yield np.ascontiguousarray(taps.transpose(0, 3, 1, 2))
+        yield np.stack([layer.bias[:, 0].numpy() for layer in layers])
+
+
+@cache
+def _compiled_kernel() -> Callable[..., None] | None:
+    try:
+        from smgrid.inference.kernels import branch_sums
+    except ImportError:
+        _log.info(
+            "numba is not installed: series go through matrix products, with equal results, but "
+            "more slowly; pip install 'smgrid[numba]'"
+        )
+        return None
+    return branch_sums
+
+
+def _branches(members: tuple[Member, ...], series: Tensor) -> Tensor:
     if not series.shape[1]:
         return torch.empty(len(members), 0, len(series))
     parts = []

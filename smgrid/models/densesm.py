@@ -22,7 +22,7 @@ N_FEATURES = 32
 POOLING = (2, 2, 4)
 BATCH_NORM_EPS = 1e-5
 _CONV_CHANNELS = (32, 16, 4)
-_KERNEL = 5
+KERNEL = 5
 _DROPOUT = 0.5
 
 
@@ -263,7 +263,7 @@ def _plain_key(key: str) -> str:
 
 
 def _convolution(n_in: int, n_out: int) -> nn.Conv1d:
-    return nn.Conv1d(n_in, n_out, _KERNEL, padding=_KERNEL // 2, padding_mode="replicate")
+    return nn.Conv1d(n_in, n_out, KERNEL, padding=KERNEL // 2, padding_mode="replicate")
 
 
 def _norm(n: int) -> nn.BatchNorm1d:

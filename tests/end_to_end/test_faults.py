@@ -163,6 +163,8 @@ def test_beyond_the_retries_the_error_names_exactly_the_asset(
     assert raised.value.reason
     np.testing.assert_allclose(ds["vh"][0], faultless["vh"][0], atol=1e-4)
     files.set()
+    # Reads that were under way when the first one failed may still meet the fault.
+    monkeypatch.setenv("SMGRID_RETRY_PAUSES", "0.1,1,1")
     assert_faultless(ds.compute(), faultless)
 
 

@@ -1,4 +1,5 @@
 import pickle
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -40,6 +41,29 @@ def rows(snapshot, series, index):
 def split(x):
     """Vectors as the engine takes them, each with a series of its own."""
     return x[:, :15], x[:, 15:].reshape(-1, 3, 46), np.arange(len(x))
+
+
+@pytest.fixture(params=["kernel", "matrix products"], autouse=True)
+def way(request):
+    """Run every test with the compiled kernel, and as where numba is not installed."""
+    if request.param == "kernel":
+        pytest.importorskip("numba")
+    engine_module._compiled_kernel.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param != "kernel":
+            patch.setitem(sys.modules, "smgrid.inference.kernels", None)
+        yield request.param
+    engine_module._compiled_kernel.cache_clear()
+
+
+def test_without_numba_a_line_in_the_log_says_so(way, caplog):
+    engine = compile_ensemble(make_ensemble())
+    with caplog.at_level("INFO", logger="smgrid"):
+        engine.predict(*inputs(20, 4))
+        engine.predict(*inputs(20, 4))
+    lines = [record.message for record in caplog.records]
+    assert len(lines) == (0 if way == "kernel" else 1)
+    assert all("pip install 'smgrid[numba]'" in line for line in lines)
 
 
 sizes = st.lists(
@@ -108,13 +132,13 @@ def test_nothing_complete_gives_nan():
 def test_series_branch_runs_once_per_distinct_series(monkeypatch):
     engine = compile_ensemble(make_ensemble())
     seen = []
-    original = engine_module._series_features
+    original = engine_module.Engine._series_features
 
-    def spy(members, series):
+    def spy(self, series):
         seen.append(len(series))
-        return original(members, series)
+        return original(self, series)
 
-    monkeypatch.setattr(engine_module, "_series_features", spy)
+    monkeypatch.setattr(engine_module.Engine, "_series_features", spy)
     engine.predict(*inputs(50, 7))
     assert seen == [7]
 
