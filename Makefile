@@ -20,7 +20,7 @@ demo: venv
 	$(BIN)/smgrid demo
 
 test: venv
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 check: venv
 	$(BIN)/ruff check .

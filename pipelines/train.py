@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -54,10 +54,12 @@ from smgrid import (
     stream_samples,
     write_samples,
 )
-from smgrid.errors import ConfigError, NoDataError, SmgridError, SourceError, StoreError
+from smgrid.cluster import open_scheduler
+from smgrid.errors import ConfigError, NoDataError, SourceError, StoreError
+from smgrid.jobs import Job, JobConfig, run_job
 from smgrid.training.loop import OnEpoch
 from smgrid.training.plan import ADAPTATION, PRETRAINING, PUBLISHED_SIZES, SMALL_SIZES
-from smgrid.yamltext import check_model, read_yaml
+from smgrid.training.uncertainty import with_uncertainty
 
 SIZES = {"published": PUBLISHED_SIZES, "small": SMALL_SIZES}
 
@@ -99,10 +101,8 @@ class Fine(BaseModel):
     unlabelled: int = Field(20_000, ge=2, description="pixels without label to adapt to")
 
 
-class Config(BaseModel):
+class Config(JobConfig):
     """What the job learns from, and how."""
-
-    model_config = ConfigDict(extra="forbid")
 
     coarse: Coarse | None = Field(None, description="needed unless there is an ensemble to start")
     fine: Fine
@@ -150,16 +150,19 @@ def run(config: Config) -> dict[str, Any]:
         seed=config.seed,
     )
     check_leakage(split.training, split.test, by="station", coarse_km=config.fine.coarse_km)
-    start = given or _pretrain(config, layout, coarse, data)
+    start = given or _pretrain(
+        config, layout, cast(Coarse, config.coarse), cast(Samples, coarse), data
+    )
     adapted = {
         f"r{number}": _adapt(config, number, start, split, unlabelled, coarse, data)
         for number in range(config.repeats)
     }
-    result = join_ensembles(adapted) if len(adapted) > 1 else adapted["r0"]
+    result = _join(adapted, split) if len(adapted) > 1 else adapted["r0"]
     _replace_ensemble(result, config.out / "ensemble")
     report = {
         "scores": {"start": _scores(start, split.test), "adapted": _scores(result, split.test)},
         "repeats": {name: one.card["training"]["scores"] for name, one in adapted.items()},
+        "coverage": None if result.calibration is None else result.calibration.coverage,
         "ensemble": str(config.out / "ensemble"),
         "split": asdict(split.report),
         "trained_on": {name: one.card["stations"] for name, one in adapted.items()},
@@ -170,22 +173,35 @@ def run(config: Config) -> dict[str, Any]:
     return report
 
 
+def _join(adapted: Mapping[str, Ensemble], split: Split) -> Ensemble:
+    """Join the repeats, and find anew how wrong they are together and where they are at home."""
+    joined = join_ensembles(adapted)
+    stations = [name for one in adapted.values() for name in one.card["stations"]]
+    training = split.training.take(np.isin(_station_names(split.training), stations))
+    parts = {"training": training, "validation": split.validation, "test": split.test}
+    found, notes = with_uncertainty(joined, parts, learned="training")
+    return replace(found, card={**found.card, **notes})
+
+
 def _replace_ensemble(ensemble: Ensemble, path: Path) -> None:
     """Write the result, in the place of that of a job with other repeats."""
     if path.exists():
-        if load_ensemble(path).digest == ensemble.digest:
+        there = load_ensemble(path)
+        if (there.digest, there.calibration) == (ensemble.digest, ensemble.calibration):
             return
         shutil.rmtree(path)
     save_ensemble(ensemble, path)
 
 
 def _pretrain(
-    config: Config, layout: FeatureLayout, coarse: Samples | None, data: Mapping[str, Any]
+    config: Config,
+    layout: FeatureLayout,
+    scale: Coarse,
+    coarse: Samples,
+    data: Mapping[str, Any],
 ) -> Ensemble:
-    if config.coarse is None or coarse is None:
-        raise ConfigError("give coarse, to pre-train on")
     squares = split_samples(
-        coarse, by="block", block_km=config.coarse.blocks_km, share=(0.9, 0, 0.1), seed=config.seed
+        coarse, by="block", block_km=scale.blocks_km, share=(0.9, 0, 0.1), seed=config.seed
     )
     out = config.out / "pretraining"
     with _watch(config, out) as on_epoch:
@@ -380,20 +396,14 @@ def _scores(ensemble: Ensemble, test: Samples) -> dict[str, float | None]:
     return {name: None if np.isnan(value) else value for name, value in found.items()}
 
 
-def main() -> int:
-    """Read the command line, run the job, and say in one line what went wrong."""
-    if len(sys.argv) != 2:
-        sys.stderr.write(f"{__doc__}\n")
-        return 2
+def work(config: Config, job: Job) -> None:
+    """Run the job where the configuration says; samples are read there, networks learn here."""
     torch.set_num_threads(1)  # small matrix products lose most of their speed on several
-    try:
-        report = run(check_model(read_yaml(Path(sys.argv[1])), Config))
-    except SmgridError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    sys.stdout.write(json.dumps(report["scores"], indent=1) + "\n")
-    return 0
+    job.summary_path = config.summary or config.out / "summary.json"
+    with open_scheduler(config.scheduler, options=config.cluster):
+        report = run(config)
+    job.facts |= {"ensemble": report["ensemble"], "scores": report["scores"]}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_job("train", __doc__, Config, work))

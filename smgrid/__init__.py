@@ -17,11 +17,17 @@ if TYPE_CHECKING:
     from smgrid.cube.store import open_cube, open_map, write_cube
     from smgrid.cube.update import update_cube
     from smgrid.cube.verify import drop_damaged, verify
+    from smgrid.export.cog import write_cogs
+    from smgrid.export.netcdf import write_netcdf
+    from smgrid.export.stac import write_stac
+    from smgrid.export.zarr2 import write_zarr2
     from smgrid.features.layout import FeatureLayout, get_layout
     from smgrid.grid import ease_grid, make_grid
     from smgrid.inference.predict import predict
     from smgrid.metrics import Scores, score
+    from smgrid.models.applicability import Applicability
     from smgrid.models.bundle import load_ensemble, save_ensemble
+    from smgrid.models.calibration import Calibration
     from smgrid.models.ensemble import Ensemble, join_ensembles, predict_samples
     from smgrid.simulate import simulate_world
     from smgrid.sources.bridge import fit_bridge
@@ -40,6 +46,7 @@ if TYPE_CHECKING:
     from smgrid.training.splits import Split, SplitReport, split_samples
     from smgrid.training.table import Samples
     from smgrid.training.tablestore import open_samples, write_samples
+    from smgrid.training.uncertainty import calibrate, fit_calibration, summarise_training
 
 _HOME = {
     "smgrid.catalog": ("open_catalog",),
@@ -49,9 +56,15 @@ _HOME = {
     "smgrid.cube.store": ("open_cube", "open_map", "write_cube"),
     "smgrid.cube.update": ("update_cube",),
     "smgrid.cube.verify": ("drop_damaged", "verify"),
+    "smgrid.export.cog": ("write_cogs",),
+    "smgrid.export.netcdf": ("write_netcdf",),
+    "smgrid.export.stac": ("write_stac",),
+    "smgrid.export.zarr2": ("write_zarr2",),
     "smgrid.features.layout": ("FeatureLayout", "get_layout"),
     "smgrid.grid": ("ease_grid", "make_grid"),
     "smgrid.inference.predict": ("predict",),
+    "smgrid.models.applicability": ("Applicability",),
+    "smgrid.models.calibration": ("Calibration",),
     "smgrid.models.bundle": ("load_ensemble", "save_ensemble"),
     "smgrid.models.ensemble": ("Ensemble", "join_ensembles", "predict_samples"),
     "smgrid.simulate": ("simulate_world",),
@@ -71,11 +84,14 @@ _HOME = {
     "smgrid.training.splits": ("Split", "SplitReport", "split_samples"),
     "smgrid.training.table": ("Samples",),
     "smgrid.training.tablestore": ("open_samples", "write_samples"),
+    "smgrid.training.uncertainty": ("calibrate", "fit_calibration", "summarise_training"),
     "smgrid.metrics": ("Scores", "score"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [  # noqa: RUF022
+    "Applicability",
+    "Calibration",
     "FeatureLayout",
     "Ensemble",
     "FitPlan",
@@ -86,6 +102,7 @@ __all__ = [  # noqa: RUF022
     "SplitReport",
     "at_sites",
     "balance_by_moisture",
+    "calibrate",
     "call_each",
     "check_leakage",
     "collect_samples",
@@ -98,6 +115,7 @@ __all__ = [  # noqa: RUF022
     "finetune",
     "fit",
     "fit_bridge",
+    "fit_calibration",
     "get_layout",
     "inspect",
     "join_ensembles",
@@ -124,12 +142,17 @@ __all__ = [  # noqa: RUF022
     "split_samples",
     "station_labels",
     "stream_samples",
+    "summarise_training",
     "update_cube",
     "verify",
+    "write_cogs",
     "write_cube",
     "write_icechunk",
+    "write_netcdf",
     "write_published_csv",
     "write_samples",
+    "write_stac",
+    "write_zarr2",
 ]
 
 

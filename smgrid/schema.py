@@ -5,7 +5,7 @@ checks Datasets against it.
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -102,7 +102,18 @@ def load_variables() -> Mapping[str, Variable]:
     """Return every variable of smgrid by name, read from ``catalogs/variables.yml``."""
     path = catalog_folder() / "variables.yml"
     entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return MappingProxyType({name: _to_variable(name, fields) for name, fields in entries.items()})
+    named = {n: f for name, fields in entries.items() for n, f in _named(name, fields)}
+    return MappingProxyType({name: _to_variable(name, fields) for name, fields in named.items()})
+
+
+def _named(name: str, fields: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """One entry, or one for each per cent."""
+    if "{percent}" not in name:
+        yield name, fields
+        return
+    for percent in (f"{number:02d}" for number in range(1, 100)):
+        long_name = fields["long_name"].format(percent=percent)
+        yield name.format(percent=percent), {**fields, "long_name": long_name}
 
 
 def get_variable(name: str) -> Variable:
@@ -110,7 +121,8 @@ def get_variable(name: str) -> Variable:
     variables = load_variables()
     if name not in variables:
         near = difflib.get_close_matches(name, variables, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(variables)}"
+        known = ", ".join(n for n in variables if not n.startswith("soil_moisture_q"))
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {known}"
         msg = f"{name!r} is not a variable of smgrid; {hint}"
         raise SchemaError(msg)
     return variables[name]

@@ -78,7 +78,8 @@ def make_cube(
         nodes[key] = ds
     if chunks is not None:
         sizes = {"time": 1, "y": chunks, "x": chunks}
-        nodes["/base"] = nodes["/base"].chunk(sizes)
+        # Coordinates stay in memory, as `open_cube` has them.
+        nodes["/base"] = base.chunk(sizes).assign_coords(base.coords)
         for key in set(nodes) - {"/base"}:
             nodes[key] = nodes[key].chunk({"date": 20, "y": 3, "x": 2})
     return xr.DataTree.from_dict(nodes)

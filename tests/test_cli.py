@@ -11,6 +11,7 @@ from smgrid.cli import app
 from smgrid.cube.store import write_cube
 from smgrid.errors import ConfigError
 from tests.cubes import make_cube
+from tests.export.maps import make_map, write_map
 from tests.training.tables import random_samples
 
 runner = CliRunner()
@@ -23,7 +24,11 @@ def run(*args, cwd=None):
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "build", "train", "map", "plot", "inspect", "update", "verify", "mend"]
+    "command",
+    [
+        *("demo", "build", "train", "map", "plot", "inspect", "update", "verify", "mend"),
+        *("export", "stac"),
+    ],
 )
 def test_help_of_every_command_has_an_example(command):
     result = runner.invoke(app, [command, "--help"])
@@ -38,8 +43,9 @@ def test_version():
 def test_help_loads_neither_torch_nor_xarray():
     code = (
         "import sys; from typer.testing import CliRunner; from smgrid.cli import app;"
-        "CliRunner().invoke(app, ['map', '--help']);"
-        "assert not {'torch', 'xarray', 'dask'} & set(sys.modules)"
+        "[CliRunner().invoke(app, [name, '--help']) for name in ('map', 'export', 'stac')];"
+        "heavy = {'torch', 'xarray', 'dask', 'rasterio', 'netCDF4', 'pystac', 'zarr'};"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -58,6 +64,9 @@ def test_help_loads_neither_torch_nor_xarray():
         ),
         (["inspect", "nowhere.zarr"], 4, "nowhere.zarr"),
         (["map", "nowhere.zarr", "--out", "sm.zarr"], 4, "nowhere.zarr"),
+        (["export", "nowhere.zarr", "--to", "cog", "--out", "cogs"], 4, "nowhere.zarr"),
+        (["export", "a.zarr", "--to", "cog", "--out", "cogs", "--per", "day"], 2, "--per day"),
+        (["stac", "nowhere.zarr", "--out", "stac"], 4, "nowhere.zarr"),
     ],
 )
 def test_foreseen_errors_are_one_message_and_a_meaningful_code(args, code, message, tmp_path):
@@ -120,3 +129,31 @@ def test_a_damaged_store_is_found_mended_and_written_again(tmp_path):
     write_cube(make_cube(chunks=None), store)
     assert shard.read_bytes() == good
     assert run("verify", store).returncode == 0
+
+
+def test_a_map_is_exported_and_described(tmp_path):
+    write_map(make_map((20, 30)), tmp_path / "map.zarr")
+
+    def smgrid_(*args):
+        result = run(*args, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    some = ["--variables", "flags", "--variables", "soil_moisture", "--dates", "2024-01-05"]
+    some.append("2024-01-31")
+    assert "cogs: 4 written\n" in smgrid_(
+        "export", "map.zarr", "--to", "cog", "--out", "cogs", *some
+    )
+    assert len(list((tmp_path / "cogs").glob("*.tif"))) == 4
+    text = smgrid_("export", "map.zarr", "--to", "cog", "--out", "cogs")
+    assert "cogs: 5 written, 4 were there already\n" in text
+    smgrid_("export", "map.zarr", "--to", "netcdf", "--out", "files", "--per", "month")
+    assert len(list((tmp_path / "files").glob("*.nc"))) == 2
+    smgrid_("export", "map.zarr", "--to", "zarr2", "--out", "v2.zarr")
+    assert (tmp_path / "v2.zarr" / ".zmetadata").exists()
+    smgrid_("stac", "map.zarr", "--out", "stac", "--cogs", "cogs")
+    assert (tmp_path / "stac" / "catalog.json").exists()
+    write_cube(make_cube(chunks=None), tmp_path / "cube.zarr")
+    grid = ["--group", "base", "--variables", "sand"]
+    smgrid_("export", "cube.zarr", "--to", "cog", "--out", "soil", *grid)
+    assert [p.name for p in (tmp_path / "soil").iterdir()] == ["sm_sand.tif"]

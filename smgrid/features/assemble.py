@@ -66,6 +66,51 @@ class Block:
 
 
 @dataclass(frozen=True)
+class BlockSeries:
+    """The distinct series under a block, which all dates of one window share.
+
+    Attributes
+    ----------
+    cell
+        (n,) for every pixel of the block, in C order, the row of ``values`` that it uses.
+    values
+        (m, 3, 46) scaled series; NaN where an input is missing.
+    complete
+        (m,) series without a gap.
+    clipped
+        (m,) series of which some input lay outside the layout's range.
+    """
+
+    cell: IntArray
+    values: FloatArray
+    complete: BoolArray
+    clipped: BoolArray
+
+
+@dataclass(frozen=True)
+class BlockSnapshot:
+    """Scaled snapshot columns of the pixels of a block that have all inputs.
+
+    Attributes
+    ----------
+    valid
+        (y, x) pixels with every input present, series included; the rows below are these in C
+        order.
+    columns
+        (n, snapshot columns), scaled.
+    cell
+        (n,) row of the block's series that each pixel uses.
+    clipped
+        (n,) pixels of which some input lay outside the layout's range.
+    """
+
+    valid: BoolArray
+    columns: FloatArray
+    cell: IntArray
+    clipped: BoolArray
+
+
+@dataclass(frozen=True)
 class BlockFeatures:
     """Scaled inputs of the pixels of a block that have all of them.
 
@@ -102,30 +147,48 @@ def required_variables(layout: FeatureLayout) -> tuple[str, ...]:
 
 
 def block_features(block: Block, layout: FeatureLayout) -> BlockFeatures:
-    """Make a layout's scaled inputs from one block.
+    """Make a layout's scaled inputs from one block, with the series that its pixels use."""
+    series = block_series(block.series, layout)
+    snapshot = block_snapshot(block, series, layout)
+    used, index = _used(snapshot.cell, len(series.values))
+    return BlockFeatures(
+        valid=snapshot.valid,
+        snapshot=snapshot.columns,
+        series=series.values[used],
+        series_index=index,
+        clipped=snapshot.clipped,
+    )
+
+
+def block_series(series: Mapping[str, SeriesBlock], layout: FeatureLayout) -> BlockSeries:
+    """Make the scaled series of a layout from the windows under a block."""
+    cell, distinct = _distinct_cells(series)
+    windows = _series_values(series, layout, distinct)
+    values, clipped = scale_series(windows, layout)
+    return BlockSeries(
+        cell=cell,
+        values=values,
+        complete=np.asarray(np.isfinite(windows).all(axis=(1, 2))),
+        clipped=np.asarray(clipped.any(axis=(1, 2))),
+    )
+
+
+def block_snapshot(block: Block, series: BlockSeries, layout: FeatureLayout) -> BlockSnapshot:
+    """Make the scaled snapshot columns of a block.
 
     A pixel is valid only if every snapshot value is finite and its three series have no gap: the
     mean of a run tolerates gaps, the convolution over it does not.
     """
-    columns = _snapshot_values(block, layout)
-    cell, distinct = _distinct_cells(block)
-    windows = _series_values(block, layout, distinct)
-    complete = np.asarray(np.isfinite(windows).all(axis=(1, 2)))
-    valid: BoolArray = np.isfinite(columns).all(axis=1) & complete[cell]
-
+    columns, cell = _snapshot_values(block, layout), series.cell
+    valid: BoolArray = np.isfinite(columns).all(axis=1) & series.complete[cell]
     if not valid.all():
         columns, cell = columns[valid], cell[valid]
-    used, index = _used(cell, len(windows))
-    snapshot, snapshot_clipped = scale_columns(columns, layout)
-    series, series_clipped = scale_series(windows[used], layout)
-    series_any = np.asarray(series_clipped.any(axis=(1, 2)))
-    clipped: BoolArray = snapshot_clipped.any(axis=1) | series_any[index]
-    return BlockFeatures(
+    scaled, clipped = scale_columns(columns, layout)
+    return BlockSnapshot(
         valid=valid.reshape(block.grid.shape),
-        snapshot=snapshot,
-        series=series,
-        series_index=index,
-        clipped=clipped,
+        columns=scaled,
+        cell=cell,
+        clipped=clipped.any(axis=1) | series.clipped[cell],
     )
 
 
@@ -172,15 +235,17 @@ def _unit_aspect(sine: FloatArray, cosine: FloatArray) -> dict[str, FloatArray]:
         }
 
 
-def _distinct_cells(block: Block) -> tuple[IntArray, dict[str, tuple[IntArray, IntArray]]]:
+def _distinct_cells(
+    series: Mapping[str, SeriesBlock],
+) -> tuple[IntArray, dict[str, tuple[IntArray, IntArray]]]:
     """Count the distinct combinations of series cells under a block.
 
     Returns for every pixel (flattened) the number of its combination, and for every series the
     cell row and column of each combination. Rows and columns separate because all grids are
     nested in one lattice.
     """
-    row_key, rows = _distinct([block.series[name].row for name in SERIES_FEATURES])
-    column_key, columns = _distinct([block.series[name].column for name in SERIES_FEATURES])
+    row_key, rows = _distinct([series[name].row for name in SERIES_FEATURES])
+    column_key, columns = _distinct([series[name].column for name in SERIES_FEATURES])
     count = columns.shape[1]
     cell = (row_key[:, None] * count + column_key[None, :]).ravel()
     cells = {
@@ -204,12 +269,14 @@ def _distinct(indices: list[IntArray]) -> tuple[IntArray, IntArray]:
 
 
 def _series_values(
-    block: Block, layout: FeatureLayout, cells: Mapping[str, tuple[IntArray, IntArray]]
+    series: Mapping[str, SeriesBlock],
+    layout: FeatureLayout,
+    cells: Mapping[str, tuple[IntArray, IntArray]],
 ) -> FloatArray:
     """(m, 3, 46) unscaled windows of the distinct cells."""
     runs = []
     for column in layout.series:
-        values = _block_steps(block.series[column.feature].values, column.block, layout.steps)
+        values = _block_steps(series[column.feature].values, column.block, layout.steps)
         row, col = cells[column.feature]
         runs.append(values[:, row, col].T)
     return np.ascontiguousarray(np.stack(runs, axis=1), dtype=np.float32)

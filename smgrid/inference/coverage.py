@@ -12,7 +12,7 @@ from smgrid.errors import NoDataError
 from smgrid.features.assemble import required_variables
 from smgrid.features.inputs import Cube, find_variables
 from smgrid.features.layout import FeatureLayout
-from smgrid.inference.predict import FLAGS
+from smgrid.inference.quality import FLAGS
 
 
 def require_values(sm: xr.Dataset, cube: Cube, *, layout: FeatureLayout) -> None:

@@ -3,7 +3,8 @@
 Two exact rearrangements keep it equal to the members' own forward passes up to rounding:
 
 - A batch norm in evaluation mode is affine and becomes part of a linear layer beside it.
-- The series branch depends on the series alone, so it runs once per distinct series.
+- The series branch depends on the series alone, so it runs once per distinct series, for all pixels
+  and dates that share it.
 
 Activations have the pixels (or series) innermost. So a convolution is a batch of matrix products
 over overlapping windows of rows, without copies, and a dense block is stacked on top of its input.
@@ -11,8 +12,10 @@ over overlapping windows of rows, without copies, and a dense block is stacked o
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from threading import Lock
 from typing import TypeAlias
 
 import numpy as np
@@ -21,8 +24,9 @@ import torch
 from torch import Tensor
 
 from smgrid.errors import LayoutError
-from smgrid.inference.folding import Layer, Member, fold
+from smgrid.inference.folding import Layer, Member, fold, on_device
 from smgrid.models.densesm import KERNEL, POOLING, pooled_steps
+from smgrid.models.devices import check_device
 from smgrid.models.ensemble import Ensemble
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
@@ -30,9 +34,10 @@ IntArray: TypeAlias = npt.NDArray[np.int64]
 
 _log = logging.getLogger(__name__)
 
-# Rows of the dense part, and series of the convolutions, whose activations stay in cache.
-_ROWS = 1024
-_SERIES = 128
+# Rows of the dense part, and series of the convolutions, at a time: on a CPU their activations
+# shall stay in cache, on a GPU they shall be many.
+_ROWS = {"cpu": 512, "cuda": 1 << 16}
+_SERIES = {"cpu": 128, "cuda": 1 << 13}
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,25 @@ class _Group:
     scale: Tensor
     shift: Tensor
     dense: list[Layer]
+
+
+@dataclass(frozen=True, eq=False)
+class SeriesFeatures:
+    """What the branches of all members make of series; see `Engine.read_series`.
+
+    Attributes
+    ----------
+    row
+        (m,) where the features of each series stand; -1 for a series that was not read.
+    means
+        (d, series) means over the steps.
+    sums
+        (members, features, d) sums over the windows of the last pooling.
+    """
+
+    row: IntArray
+    means: FloatArray
+    sums: FloatArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +98,8 @@ class Engine:
     kernels: tuple[FloatArray, ...]
     """Weights and biases of the convolutions of all members, as `smgrid.inference.kernels` takes
     them."""
+    device: str = "cpu"
+    """Where it computes; arrays come and go in ordinary memory."""
 
     def predict(
         self, snapshot: FloatArray, series: FloatArray, series_index: IntArray
@@ -99,54 +125,101 @@ class Engine:
         LayoutError
             An array does not have the layout's shape, or an index points outside ``series``.
         """
-        self._check(snapshot, series, series_index)
-        whole = np.isfinite(series).all(axis=(1, 2))
-        rows = np.flatnonzero(np.isfinite(snapshot).all(axis=1) & np.take(whole, series_index))
+        _check_index(series_index, len(snapshot), len(series))
+        return self.predict_rows(snapshot, self.read_series(series), series_index)
+
+    def read_series(
+        self, series: FloatArray, *, wanted: npt.NDArray[np.bool_] | None = None
+    ) -> SeriesFeatures:
+        """Run the series branches of all members, once for series that are equal.
+
+        Parameters
+        ----------
+        series
+            (m, series, steps), scaled.
+        wanted
+            (m,) which of them; default: all. Those with a gap are never read.
+        """
+        if series.shape[1:] != (self.n_series, self.n_steps):
+            raise LayoutError(
+                f"series have the shape {series.shape}, expected (m, {self.n_series}, "
+                f"{self.n_steps})"
+            )
+        read = np.isfinite(series).all(axis=(1, 2))
+        if wanted is not None:
+            read &= wanted
+        row = np.full(len(series), -1, np.int64)
+        found = series[read]
+        first, row[read] = _distinct(found.reshape(len(found), self.n_series * self.n_steps))
+        distinct = np.ascontiguousarray(found[first], np.float32)
+        return SeriesFeatures(
+            row=row,
+            means=distinct.mean(axis=2, dtype=np.float64).astype(np.float32),
+            sums=self._branch_sums(distinct),
+        )
+
+    def predict_rows(
+        self, snapshot: FloatArray, series: SeriesFeatures, series_index: IntArray
+    ) -> FloatArray:
+        """Predict every member, as `predict` does, from series that were read before."""
+        if snapshot.shape[1:] != (self.n_snapshot,):
+            raise LayoutError(
+                f"snapshot has the shape {snapshot.shape}, expected (n, {self.n_snapshot})"
+            )
+        _check_index(series_index, len(snapshot), len(series.row))
+        cells = series.row[series_index]
+        rows = np.flatnonzero(np.isfinite(snapshot).all(axis=1) & (cells >= 0))
         predictions = np.full((len(self.members), len(snapshot)), np.nan, np.float32)
         if len(rows) == 0:
             return predictions
-        series = series[whole].astype(np.float32, copy=False)
-        means = series.mean(axis=2, dtype=np.float64)
-        cells = (np.cumsum(whole) - 1)[series_index[rows]]
-        inputs = np.concatenate([snapshot[rows], means[cells]], axis=1, dtype=np.float32)
-        with torch.inference_mode():
-            features = self._series_features(series)
-            found = _dense(self.groups, torch.from_numpy(inputs), features, torch.from_numpy(cells))
-        predictions[:, rows] = found.numpy()
+        cells = cells[rows]
+        inputs = np.concatenate([snapshot[rows], series.means[cells]], axis=1, dtype=np.float32)
+        with torch.inference_mode(), _one_thread():
+            found = _dense(
+                self.groups,
+                torch.from_numpy(inputs).to(self.device),
+                torch.from_numpy(series.sums).to(self.device),
+                torch.from_numpy(cells).to(self.device),
+            )
+        predictions[:, rows] = found.cpu().numpy()
         return predictions
 
-    def _series_features(self, series: FloatArray) -> Tensor:
-        """(m, series, steps) -> (members, features, m): sums over the windows of the last pooling.
+    def _branch_sums(self, series: FloatArray) -> FloatArray:
+        """(d, series, steps) -> (members, features, d).
 
-        By the compiled kernel, or with matrix products where numba is not installed.
+        By the compiled kernel, or with matrix products on a GPU and where numba is not installed.
         """
-        branch_sums = _compiled_kernel()
+        branch_sums = _compiled_kernel() if self.device == "cpu" else None
         if branch_sums is None or not self.n_series:
-            return _branches(self.members, torch.from_numpy(series))
+            with torch.inference_mode(), _one_thread():
+                found = _branches(self.members, torch.from_numpy(series).to(self.device))
+                return found.cpu().numpy()
         windows = pooled_steps(self.n_steps)[-1]
         sums = np.empty((len(self.members), self.kernels[-1].shape[1] * windows, len(series)), "f4")
-        branch_sums(np.ascontiguousarray(series), *self.kernels, sums)
-        return torch.from_numpy(sums)
-
-    def _check(self, snapshot: FloatArray, series: FloatArray, index: IntArray) -> None:
-        n = len(snapshot)
-        expected = ((n, self.n_snapshot), (len(series), self.n_series, self.n_steps), (n,))
-        found = (snapshot.shape, series.shape, index.shape)
-        if found != expected:
-            raise LayoutError(
-                f"snapshot, series and series_index have the shapes {found}, expected {expected}"
-            )
-        if n and not (index.min() >= 0 and index.max() < len(series)):
-            raise LayoutError(
-                f"series_index must lie in 0..{len(series) - 1}, the rows of series; it runs from "
-                f"{index.min()} to {index.max()}"
-            )
+        branch_sums(series, *self.kernels, sums)
+        return sums
 
 
-def compile_ensemble(ensemble: Ensemble) -> Engine:
-    """Fold and stack the networks of an ensemble; milliseconds per member."""
+def compile_ensemble(ensemble: Ensemble, *, device: str = "cpu") -> Engine:
+    """Fold and stack the networks of an ensemble; milliseconds per member.
+
+    Parameters
+    ----------
+    ensemble
+        The networks.
+    device
+        Where they shall run: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+
+    Raises
+    ------
+    ConfigError
+        There is no such device.
+    """
+    check_device(device)
     networks = [network for _, network in ensemble.members]
     members = [fold(network) for network in networks]
+    kernels = tuple(_stack_convolutions(members))
+    members = [on_device(member, device) for member in members]
     return Engine(
         digest=ensemble.digest,
         n_snapshot=networks[0].n_snapshot,
@@ -154,8 +227,34 @@ def compile_ensemble(ensemble: Ensemble) -> Engine:
         n_steps=networks[0].n_steps,
         members=tuple(members),
         groups=tuple(_group(members, width) for width in sorted({m.width for m in members})),
-        kernels=tuple(_stack_convolutions(members)),
+        kernels=kernels,
+        device=device,
     )
+
+
+def _check_index(index: IntArray, n: int, n_series: int) -> None:
+    if index.shape != (n,):
+        raise LayoutError(f"series_index has the shape {index.shape}, expected ({n},)")
+    if n and not (index.min() >= 0 and index.max() < n_series):
+        raise LayoutError(
+            f"series_index must lie in 0..{n_series - 1}, the rows of series; it runs from "
+            f"{index.min()} to {index.max()}"
+        )
+
+
+def _distinct(rows: FloatArray) -> tuple[IntArray, IntArray]:
+    """Return the first row of every kind, and the kind of each row.
+
+    Rows are told apart by one number each, which sorts six times faster than whole rows do.
+    """
+    if not len(rows):
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    weights = np.random.default_rng(0).random(rows.shape[1])
+    _, first, kind = np.unique(rows @ weights, return_index=True, return_inverse=True)
+    if np.array_equal(rows[first[kind]], rows):
+        return first, kind
+    _, first, kind = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    return first, kind
 
 
 def _stack_convolutions(members: list[Member]) -> Iterator[FloatArray]:
@@ -165,6 +264,27 @@ def _stack_convolutions(members: list[Member]) -> Iterator[FloatArray]:
         taps = weight.reshape(*weight.shape[:2], KERNEL, -1)
         yield np.ascontiguousarray(taps.transpose(0, 3, 1, 2))
         yield np.stack([layer.bias[:, 0].numpy() for layer in layers])
+
+
+_threads_lock, _threads_before = Lock(), list[int]()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch on one thread: small matrix products lose most of their speed on several.
+
+    Tasks may overlap in a process, so the last one restores what the first one found.
+    """
+    with _threads_lock:
+        _threads_before.append(_threads_before[0] if _threads_before else torch.get_num_threads())
+        torch.set_num_threads(1)  # by every task: OpenMP counts per thread
+    try:
+        yield
+    finally:
+        with _threads_lock:
+            before = _threads_before.pop()
+            if not _threads_before:
+                torch.set_num_threads(before)
 
 
 @cache
@@ -181,10 +301,10 @@ def _compiled_kernel() -> Callable[..., None] | None:
 
 
 def _branches(members: tuple[Member, ...], series: Tensor) -> Tensor:
-    if not series.shape[1]:
-        return torch.empty(len(members), 0, len(series))
+    if not series.shape[1] or not len(series):
+        return series.new_empty(len(members), 0, len(series))
     parts = []
-    for part in _parts(len(series), _SERIES):
+    for part in _parts(len(series), _SERIES[series.device.type]):
         source = _replicate_edges(series[part].permute(2, 1, 0).contiguous())
         parts.append(torch.stack([_branch_sums(member.convolutions, source) for member in members]))
     return torch.cat(parts, dim=2)
@@ -217,11 +337,12 @@ def _dense(groups: tuple[_Group, ...], inputs: Tensor, features: Tensor, cells: 
     """Map (n, columns) inputs and the features of their series to (members, n)."""
     n, n_columns = inputs.shape
     given = n_columns + features.shape[1]
-    predictions = torch.empty(len(features), n)
+    predictions = inputs.new_empty(len(features), n)
+    at_once = _ROWS[inputs.device.type]
     for group in groups:
         height = given + group.width * (len(group.dense) // 3)
-        buffer = torch.empty(len(group.members), height, min(n, _ROWS))
-        for part in _parts(n, _ROWS):
+        buffer = inputs.new_empty(len(group.members), height, min(n, at_once))
+        for part in _parts(n, at_once):
             x = buffer[:, :, : part.stop - part.start]
             x[:, -given:][:, :n_columns] = inputs[part].T
             for i, position in enumerate(group.positions):
@@ -236,9 +357,11 @@ def _run_group(group: _Group, x: Tensor, given: int) -> Tensor:
     top = x.shape[1] - given
     for first in range(0, len(group.dense), 3):
         y = x[: len(group.dense[first].weight), top:]
-        for layer in group.dense[first : first + 3]:
+        for layer in group.dense[first : first + 2]:
             y = torch.baddbmm(layer.bias, layer.weight, y).relu_()
-        x[: len(y), top - group.width : top] = y
+        last = group.dense[first + 2]
+        block = x[: len(y), top - group.width : top]
+        torch.baddbmm(last.bias, last.weight, y, out=block).relu_()
         top -= group.width
     outputs = []
     for rows, member in zip(x, group.members, strict=True):

@@ -6,8 +6,8 @@ read them, its shifts would partly cancel in single precision.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -40,6 +40,19 @@ class Member:
     dense: list[Layer]
     hidden: Layer
     out: Layer
+
+
+def on_device(member: Member, device: str) -> Member:
+    """Return a member whose tensors are on a device."""
+
+    def move(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(device)
+        if isinstance(value, Layer):
+            return Layer(value.weight.to(device), value.bias.to(device))
+        return [move(layer) for layer in value] if isinstance(value, list) else value
+
+    return replace(member, **{f.name: move(getattr(member, f.name)) for f in fields(member)})
 
 
 def fold(network: DenseSM) -> Member:

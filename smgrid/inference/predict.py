@@ -1,57 +1,25 @@
-"""Map an ensemble over a cube: lazy soil moisture, the members' spread and quality flags.
+"""Map an ensemble over a cube: lazy soil moisture, how sure it is, and quality flags."""
 
-One Dask task per acquisition and tile reads its blocks of the scene and static variables and the
-window of each series on its own coarse grid, and returns all outputs together, so that writing
-them computes nothing twice and memory depends on the tile alone.
-"""
-
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import product
-from operator import getitem
+from collections.abc import Sequence
 from typing import Any, Literal
 
-import dask.array as da
 import numpy as np
-import numpy.typing as npt
-import pandas as pd
 import xarray as xr
-from dask.base import tokenize
-from dask.highlevelgraph import HighLevelGraph
-from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
 
-from smgrid.features.assemble import (
-    SCENE_FEATURES,
-    Block,
-    FloatArray,
-    SeriesBlock,
-    block_features,
-)
-from smgrid.features.inputs import AsOf, CellSlice, Cube, ModelInputs, model_inputs
+from smgrid.errors import ConfigError, LayoutError
+from smgrid.features.inputs import AsOf, Cube, ModelInputs, model_inputs
 from smgrid.features.layout import FeatureLayout
-from smgrid.inference.engine import Engine, compile_ensemble
+from smgrid.inference.graph import lazy_outputs
+from smgrid.inference.quality import FLAGS, HELPFUL, undetermined
+from smgrid.inference.units import Recipe
+from smgrid.inference.weights import send
 from smgrid.models.ensemble import Ensemble
 from smgrid.schema import describe
 
-# Bits of `flags`; the authors of DenseSM treat 0-0.6 m3 m-3 as the valid range of its output.
-FLAGS: dict[str, int] = {
-    "input_missing": 1,
-    "feature_clipped": 2,
-    "assumed_input": 4,
-    "outside_valid_range": 8,
-    "approximate_convention": 16,
-}
-VALID_RANGE = (0.0, 0.6)
-
-FlagArray = npt.NDArray[np.uint16]
-Outputs = tuple[FloatArray, FloatArray, FlagArray]
-
-_OUTPUTS: dict[str, npt.DTypeLike] = {
-    "soil_moisture": np.float32,
-    "soil_moisture_std": np.float32,
-    "flags": np.uint16,
-}
+# Coverage of the interval of a calibrated ensemble, unless another one is asked for: the first that
+# its held-out errors support.
+INTERVALS = (0.9, 0.8, 0.5)
 
 
 def predict(
@@ -60,6 +28,9 @@ def predict(
     *,
     as_of: AsOf | None = None,
     window: Literal["causal", "published"] | None = None,
+    interval: float | None = None,
+    quantiles: Sequence[float] = (),
+    device: str = "cpu",
 ) -> xr.Dataset:
     """Predict soil moisture for every acquisition with a full year of series behind it.
 
@@ -75,25 +46,51 @@ def predict(
     window
         Replace the layout's window rule. ``"published"`` reads weather up to ten days after the
         acquisition and exists for parity with the published code only.
+    interval
+        Share of the truth that the calibrated interval shall hold, such as 0.5 or 0.95; default:
+        0.9 where the ensemble is calibrated (less where its calibration does not support that),
+        else no interval.
+    quantiles
+        Quantiles of the members to add, in whole per cent: ``(0.05, 0.5)`` gives
+        ``soil_moisture_q05`` and ``soil_moisture_q50``. They tell how the members differ, not how
+        far from the truth they are.
+    device
+        Where the networks run: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
 
     Returns
     -------
     xr.Dataset
-        Lazy, dims (time, y, x): ``soil_moisture`` and ``soil_moisture_std`` (spread of the
-        members) in m3 m-3, and ``flags`` (CF flag_masks). NaN wherever a required input is
-        missing. The layout, window rule and digest of the ensemble are attributes.
+        Lazy, dims (time, y, x), in m3 m-3: ``soil_moisture`` and ``soil_moisture_std`` (mean and
+        spread of the members), their quantiles, and ``soil_moisture_lower`` and ``_upper`` of the
+        calibrated interval. ``dissimilarity`` tells how far an input is from all that the ensemble
+        was trained on, ``flags`` (CF flag_masks, see `smgrid.inference.quality`) where to be
+        careful. NaN wherever a required input is missing. The layout, window rule and digest of
+        the ensemble are attributes.
 
     Raises
     ------
     LayoutError
-        The cube cannot provide what the ensemble was trained with.
+        The cube cannot provide what the ensemble was trained with, or an interval is wanted of an
+        ensemble without calibration.
     WindowError
         No acquisition has a full year of series behind it.
+    ConfigError
+        A quantile or an interval that there cannot be, or a device that there is not.
     """
     layout = ensemble.layout if window is None else ensemble.layout.with_window(window)
     inputs = model_inputs(cube, layout, as_of=as_of)
+    recipe = Recipe(
+        engine=send(ensemble, device=device),
+        layout=layout,
+        quantiles=_check_quantiles(quantiles),
+        interval=_interval(ensemble, interval),
+        calibration=ensemble.calibration,
+        applicability=ensemble.applicability,
+        flags=_common_flags(inputs),
+    )
     acquisitions = np.flatnonzero(inputs.windows.complete)
-    arrays = _lazy_outputs(inputs, compile_ensemble(ensemble), acquisitions)
+    helpful = _helpful(cube, inputs)
+    arrays = lazy_outputs(inputs, recipe, acquisitions, helpful=helpful)
     scenes = inputs.pixels["vv"].isel(time=acquisitions)
     coords = {
         **xr_coords(inputs.grid),
@@ -106,12 +103,71 @@ def predict(
         },
         coords=coords,
     )
+    _describe_more(ds, recipe, [*inputs.pixels, *inputs.series, *helpful])
+    ds.attrs = _provenance(ensemble, layout, inputs, as_of)
+    return ds
+
+
+def _check_quantiles(quantiles: Sequence[float]) -> tuple[float, ...]:
+    bad = [q for q in quantiles if not (0 < q < 1 and abs(100 * q - round(100 * q)) < 1e-9)]
+    if bad or len(set(quantiles)) < len(quantiles):
+        raise ConfigError(
+            f"quantiles: expected different ones of 0.01, 0.02, ..., 0.99, got {list(quantiles)}"
+        )
+    return tuple(sorted(quantiles))
+
+
+def _interval(ensemble: Ensemble, wanted: float | None) -> float | None:
+    if wanted is not None and not 0 < wanted < 1:
+        raise ConfigError(f"interval: expected a share between 0 and 1, such as 0.9, got {wanted}")
+    if ensemble.calibration is None:
+        if wanted is None:
+            return None
+        raise LayoutError(
+            "the ensemble has no calibration, without which the spread of its members says little "
+            "about errors. Calibrate it with labels that it was not trained on: "
+            "calibrate(ensemble, samples); or leave the interval out"
+        )
+    if wanted is None:
+        highest = ensemble.calibration.highest_coverage
+        return next((share for share in INTERVALS if share <= highest), None)
+    ensemble.calibration.factor(wanted)  # raises now rather than in every unit
+    return wanted
+
+
+def _helpful(cube: Cube, inputs: ModelInputs) -> dict[str, xr.DataArray]:
+    """Variables that only flags need, where a cube has them on the grids of its inputs."""
+    nodes = [cube] if isinstance(cube, xr.Dataset) else [n.to_dataset() for n in cube.subtree]
+    ndvi = inputs.series["ndvi"]
+    found = {}
+    for ds in nodes:
+        for name in (*HELPFUL, "ndvi_filled"):
+            if name not in ds.data_vars or name in inputs.pixels:
+                continue
+            grid = inputs.grid if name in HELPFUL else ndvi.odc.geobox
+            dims = ("y", "x") if name in HELPFUL else ndvi.dims
+            if ds[name].dims == dims and ds[name].odc.geobox == grid:
+                found[name] = ds[name]
+    if "ndvi_filled" in found and not found["ndvi_filled"]["date"].equals(ndvi["date"]):
+        del found["ndvi_filled"]
+    return found
+
+
+def _describe_more(ds: xr.Dataset, recipe: Recipe, variables: Sequence[str]) -> None:
     ds["flags"].attrs |= {
         "flag_masks": np.array(list(FLAGS.values()), np.uint16),
         "flag_meanings": " ".join(FLAGS),
     }
-    ds.attrs = _provenance(ensemble, layout, inputs, as_of)
-    return ds
+    unknown = undetermined(variables)
+    if recipe.applicability is None:
+        unknown += ["outside_training_range", "outside_applicability"]
+    else:
+        ds["dissimilarity"].attrs["threshold"] = float(recipe.applicability.threshold)
+    if unknown:
+        ds["flags"].attrs["not_determined"] = " ".join(unknown)
+    if recipe.interval is not None:
+        for name in ("soil_moisture_lower", "soil_moisture_upper"):
+            ds[name].attrs["coverage"] = recipe.interval
 
 
 def _provenance(
@@ -136,184 +192,3 @@ def _common_flags(inputs: ModelInputs) -> int:
     return (FLAGS["assumed_input"] if inputs.assumed else 0) | (
         FLAGS["approximate_convention"] if approximate else 0
     )
-
-
-@dataclass(frozen=True)
-class _Tile:
-    """Where a block lies: its GeoBox and the cells of each series under it."""
-
-    grid: GeoBox
-    cells: dict[str, CellSlice]
-
-
-def _lazy_outputs(
-    inputs: ModelInputs, engine: Engine, acquisitions: npt.NDArray[np.int64]
-) -> dict[str, da.Array]:
-    pixels = {name: _tiled(array) for name, array in _aligned(inputs).items()}
-    series = {name: _as_dask(array) for name, array in inputs.series.items()}
-    _, y_chunks, x_chunks = pixels["vv"].chunks
-    token = tokenize(
-        engine.digest,
-        inputs.layout.digest,
-        _common_flags(inputs),
-        acquisitions,
-        inputs.windows.composite_start,
-        inputs.windows.day_start,
-        [a.name for a in (*pixels.values(), *series.values())],
-    )
-    unit, shared = f"predict-{token}", f"engine-{token}"
-    layer: dict[Any, Any] = {
-        shared: _Shared(
-            engine, inputs.layout, tuple(pixels), tuple(series), flags=_common_flags(inputs)
-        )
-    }
-    for iy, ix, y, x in _tiles(y_chunks, x_chunks):
-        tile_key = f"tile-{token}-{iy}-{ix}"
-        cells = {name: inputs.cells(name, y, x) for name in series}
-        layer[tile_key] = _Tile(inputs.grid[y, x], cells)
-        for it, acquisition in enumerate(acquisitions.tolist()):
-            blocks = [
-                (a.name, acquisition, iy, ix) if a.ndim == 3 else (a.name, iy, ix)
-                for a in pixels.values()
-            ]
-            windows = [
-                _window_keys(series[name], inputs.dates(name, acquisition), cells[name])
-                for name in series
-            ]
-            layer[unit, it, iy, ix] = (
-                _predict_unit,
-                shared,
-                tile_key,
-                inputs.times[acquisition],
-                blocks,
-                windows,
-            )
-    return _collect(unit, layer, [*pixels.values(), *series.values()], len(acquisitions), pixels)
-
-
-def _collect(
-    unit: str,
-    layer: dict[Any, Any],
-    sources: list[Any],
-    steps: int,
-    pixels: dict[str, da.Array],
-) -> dict[str, da.Array]:
-    """One array per output, each picking its part of the units' results."""
-    _, y_chunks, x_chunks = pixels["vv"].chunks
-    chunks = ((1,) * steps, y_chunks, x_chunks)
-    graph = HighLevelGraph.from_collections(unit, layer, dependencies=sources)
-    keys = list(product(*(range(len(c)) for c in chunks)))
-    arrays = {}
-    for position, (name, dtype) in enumerate(_OUTPUTS.items()):
-        output = f"{name}-{unit}"
-        picks = {(output, *k): (getitem, (unit, *k), position) for k in keys}
-        layers: dict[str, Any] = {**graph.layers, output: picks}
-        dependencies = {**graph.dependencies, output: {unit}}
-        arrays[name] = da.Array(HighLevelGraph(layers, dependencies), output, chunks, dtype=dtype)
-    return arrays
-
-
-def _aligned(inputs: ModelInputs) -> dict[str, da.Array]:
-    """Scene and static variables as Dask arrays on the chunks of ``vv`` in y and x."""
-    reference = _as_dask(inputs.pixels["vv"])
-    _, y_chunks, x_chunks = reference.chunks
-    return {
-        name: _as_dask(array).rechunk({-2: y_chunks, -1: x_chunks})
-        for name, array in inputs.pixels.items()
-    }
-
-
-def _tiled(array: da.Array) -> da.Array:
-    """One acquisition per chunk."""
-    return array.rechunk({0: 1}) if array.ndim == 3 else array
-
-
-def _as_dask(array: xr.DataArray) -> da.Array:
-    data: da.Array = (array if array.chunks is not None else array.chunk()).data
-    return data
-
-
-def _tiles(
-    y_chunks: tuple[int, ...], x_chunks: tuple[int, ...]
-) -> Iterator[tuple[int, int, slice, slice]]:
-    y_edges, x_edges = np.cumsum([0, *y_chunks]), np.cumsum([0, *x_chunks])
-    for iy, ix in product(range(len(y_chunks)), range(len(x_chunks))):
-        y = slice(int(y_edges[iy]), int(y_edges[iy + 1]))
-        x = slice(int(x_edges[ix]), int(x_edges[ix + 1]))
-        yield iy, ix, y, x
-
-
-def _window_keys(array: da.Array, dates: slice, cells: CellSlice) -> list[Any]:
-    """Chunks of a series that hold a window, and the window's place in them when joined."""
-    ranges, trims = [], []
-    for chunks, wanted in zip(array.chunks, (dates, cells.y, cells.x), strict=True):
-        edges = np.cumsum([0, *chunks])
-        first = int(np.searchsorted(edges, wanted.start, side="right")) - 1
-        last = int(np.searchsorted(edges, wanted.stop, side="left"))
-        ranges.append(range(first, last))
-        start = int(edges[first])
-        trims.append(slice(wanted.start - start, wanted.stop - start))
-    keys = [[[(array.name, i, j, k) for k in ranges[2]] for j in ranges[1]] for i in ranges[0]]
-    return [keys, trims]
-
-
-@dataclass(frozen=True)
-class _Shared:
-    """What every unit needs: one key of the graph, not an argument of each task."""
-
-    engine: Engine
-    layout: FeatureLayout
-    pixels: tuple[str, ...]
-    series: tuple[str, ...]
-    flags: int
-
-
-def _predict_unit(
-    shared: _Shared,
-    tile: _Tile,
-    time: pd.Timestamp,
-    arrays: list[FloatArray],
-    windows: list[tuple[list[Any], list[slice]]],
-) -> Outputs:
-    values = {
-        name: array[0] if name in SCENE_FEATURES else array
-        for name, array in zip(shared.pixels, arrays, strict=True)
-    }
-    series = {
-        name: _series_block(blocks, trims, tile.cells[name])
-        for name, (blocks, trims) in zip(shared.series, windows, strict=True)
-    }
-    block = Block(time=time, grid=tile.grid, values=values, series=series)
-    mean, spread, flags = predict_block(block, shared.engine, shared.layout)
-    return mean[None], spread[None], (flags | np.uint16(shared.flags))[None]
-
-
-def _series_block(blocks: list[Any], trims: list[slice], cells: CellSlice) -> SeriesBlock:
-    window = np.block(blocks)[tuple(trims)]
-    return SeriesBlock(values=window, row=cells.row, column=cells.column)
-
-
-def predict_block(block: Block, engine: Engine, layout: FeatureLayout) -> Outputs:
-    """Predict one block held in memory.
-
-    Returns
-    -------
-    tuple of arrays
-        (y, x) mean and standard deviation over the members (population form) in m3 m-3, and the
-        flags that follow from the pixels themselves.
-    """
-    features = block_features(block, layout)
-    shape = block.grid.shape
-    mean = np.full(shape, np.nan, np.float32)
-    spread = np.full(shape, np.nan, np.float32)
-    flags = np.where(features.valid, 0, FLAGS["input_missing"]).astype(np.uint16)
-    if not features.valid.any():
-        return mean, spread, flags
-    members = engine.predict(features.snapshot, features.series, features.series_index)
-    average = members.mean(axis=0)
-    mean[features.valid], spread[features.valid] = average, members.std(axis=0)
-    outside = (average < VALID_RANGE[0]) | (average > VALID_RANGE[1])
-    flags[features.valid] |= np.where(features.clipped, FLAGS["feature_clipped"], 0).astype(
-        np.uint16
-    ) | np.where(outside, FLAGS["outside_valid_range"], 0).astype(np.uint16)
-    return mean, spread, flags

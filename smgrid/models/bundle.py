@@ -1,12 +1,17 @@
-"""The model bundle: a folder with weights, layout and card, written at once or not at all."""
+"""The model bundle: a folder with weights, layout and card, written at once or not at all.
+
+Calibration and applicability, if the ensemble has them, lie beside the weights; the card says so.
+"""
 
 import hashlib
 import json
 import shutil
 import uuid
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
+import safetensors.numpy
 import safetensors.torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
@@ -14,6 +19,8 @@ from safetensors import SafetensorError
 from smgrid import __version__
 from smgrid.errors import BundleError, LayoutError
 from smgrid.features.layout import FeatureLayout, LayoutName, get_layout
+from smgrid.models.applicability import Applicability
+from smgrid.models.calibration import Calibration
 from smgrid.models.checkpoints import (
     has_repeats,
     is_checkpoint_folder,
@@ -21,11 +28,14 @@ from smgrid.models.checkpoints import (
     load_repeats,
 )
 from smgrid.models.densesm import DenseSM, network_from_state
-from smgrid.models.ensemble import Ensemble
+from smgrid.models.ensemble import Ensemble, Origin
 from smgrid.models.published import PUBLISHED_NAME, published_folder
 
-BUNDLE_FORMAT = 1
+# 1: weights, layout and card. 2: calibration and applicability beside them, if there are any.
+BUNDLE_FORMAT = 2
 CARD_NAME = "card.json"
+CALIBRATION_NAME: Final = "calibration.json"
+APPLICABILITY_NAME: Final = "applicability.safetensors"
 
 _Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -56,6 +66,8 @@ class _Card(BaseModel):
     digest: _Sha256
     layout: dict[str, Any]
     members: list[_Member]
+    files: dict[Literal["calibration.json", "applicability.safetensors"], _Sha256] = {}
+    """Of what comes with the weights."""
     card: dict[str, Any]
 
 
@@ -120,6 +132,13 @@ def load_ensemble(
         without a layout; or repeats have different members, or other folders beside them.
     """
     wanted = get_layout(layout) if isinstance(layout, str) else layout
+    ensemble = _load(name_or_path, wanted)
+    is_name = name_or_path == PUBLISHED_NAME
+    path = PUBLISHED_NAME if is_name else str(Path(name_or_path).resolve())
+    return replace(ensemble, origin=Origin(path, wanted, ensemble.digest))
+
+
+def _load(name_or_path: Path | str, wanted: FeatureLayout | None) -> Ensemble:
     if name_or_path == PUBLISHED_NAME:
         return load_checkpoints(published_folder(), layout=wanted)
     folder = Path(name_or_path)
@@ -155,15 +174,32 @@ def _write(ensemble: Ensemble, folder: Path) -> None:
         digest=ensemble.digest,
         layout=ensemble.layout.to_dict(),
         members=members,
+        files=_write_extras(ensemble, folder),
         card=dict(ensemble.card),
     )
+    (folder / CARD_NAME).write_text(_to_json("card", card.model_dump()), encoding="utf-8")
+
+
+def _write_extras(ensemble: Ensemble, folder: Path) -> dict[Any, str]:
+    """Write what an ensemble has beside its weights; returns the hashes by file."""
+    found = {}
+    if ensemble.calibration is not None:
+        text = _to_json("calibration", ensemble.calibration.to_dict())
+        found[CALIBRATION_NAME] = text.encode()
+    if ensemble.applicability is not None:
+        found[APPLICABILITY_NAME] = safetensors.numpy.save(ensemble.applicability.to_arrays())
+    for name, data in found.items():
+        (folder / name).write_bytes(data)
+    return {name: hashlib.sha256(data).hexdigest() for name, data in found.items()}
+
+
+def _to_json(what: str, value: Any) -> str:
     try:
-        text = json.dumps(card.model_dump(), indent=2, allow_nan=False)
+        return json.dumps(value, indent=2, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
         raise BundleError(
-            f"the card of the ensemble must hold JSON values and no NaN: {error}"
+            f"the {what} of the ensemble must hold JSON values and no NaN: {error}"
         ) from error
-    (folder / CARD_NAME).write_text(text + "\n", encoding="utf-8")
 
 
 def _load_bundle(folder: Path, wanted: FeatureLayout | None) -> Ensemble:
@@ -178,7 +214,13 @@ def _load_bundle(folder: Path, wanted: FeatureLayout | None) -> Ensemble:
             f"{wanted.name!r} ({wanted.digest[:12]}). Leave the layout out"
         )
     members = tuple((m.name, _read_member(folder, m, layout)) for m in card.members)
-    ensemble = Ensemble(members, layout, card.card)
+    ensemble = Ensemble(
+        members,
+        layout,
+        card.card,
+        calibration=_read_calibration(folder, card),
+        applicability=_read_applicability(folder, card),
+    )
     if ensemble.digest != card.digest:
         raise BundleError(
             f"{folder / CARD_NAME} was changed: layout and weights have the digest "
@@ -215,17 +257,7 @@ def _read_card(folder: Path) -> _Card:
 def _read_member(folder: Path, member: _Member, layout: FeatureLayout) -> DenseSM:
     path = folder / member.file
     try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise BundleError(f"{folder} is incomplete: {member.file} is missing") from error
-    found = hashlib.sha256(data).hexdigest()
-    if found != member.sha256:
-        raise BundleError(
-            f"{path} is truncated or was changed ({len(data)} bytes): sha256 {found}, the card "
-            f"says {member.sha256}. Copy the bundle again"
-        )
-    try:
-        state = safetensors.torch.load(data)
+        state = safetensors.torch.load(_read_file(path, member.sha256))
     except SafetensorError as error:
         raise BundleError(f"{path} is no safetensors file: {error}") from error
     network = network_from_state(
@@ -241,3 +273,39 @@ def _read_member(folder: Path, member: _Member, layout: FeatureLayout) -> DenseS
             f"{member.depth} and {member.width}"
         )
     return network
+
+
+def _read_calibration(folder: Path, card: _Card) -> Calibration | None:
+    path, sha256 = folder / CALIBRATION_NAME, card.files.get(CALIBRATION_NAME)
+    if sha256 is None:
+        return None
+    data = _read_file(path, sha256)
+    try:
+        return Calibration.from_dict(json.loads(data))
+    except ValueError as error:  # no JSON, or a BundleError
+        raise BundleError(f"{path} is damaged: {error}") from error
+
+
+def _read_applicability(folder: Path, card: _Card) -> Applicability | None:
+    path, sha256 = folder / APPLICABILITY_NAME, card.files.get(APPLICABILITY_NAME)
+    if sha256 is None:
+        return None
+    data = _read_file(path, sha256)
+    try:
+        return Applicability.from_arrays(safetensors.numpy.load(data))
+    except (SafetensorError, BundleError) as error:
+        raise BundleError(f"{path} is damaged: {error}") from error
+
+
+def _read_file(path: Path, sha256: str) -> bytes:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise BundleError(f"{path.parent} is incomplete: {path.name} is missing") from error
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise BundleError(
+            f"{path} is truncated or was changed ({len(data)} bytes): sha256 {found}, the card "
+            f"says {sha256}. Copy the bundle again"
+        )
+    return data

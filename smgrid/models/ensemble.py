@@ -18,12 +18,26 @@ import torch
 
 from smgrid.errors import BundleError, LayoutError
 from smgrid.features.layout import FeatureLayout
+from smgrid.models.applicability import Applicability
+from smgrid.models.calibration import Calibration
 from smgrid.models.densesm import DenseSM
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 
 # Names of members become names of files.
 _MEMBER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an ensemble was loaded from, for processes that load it again."""
+
+    path: str
+    """Absolute path, or the name of a released ensemble."""
+    layout: FeatureLayout | None
+    """The layout that was given."""
+    digest: str
+    """Digest of what was loaded: an ensemble that was changed since has another one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,11 +55,21 @@ class Ensemble:
         Columns, scalings and conventions that the members were trained with.
     card
         What people should know, JSON-ready: origin, licence, ``training`` facts, ``metrics``.
+    calibration
+        How wide intervals around the mean have to be; `None` where nobody has found out, see
+        `smgrid.training.uncertainty.calibrate`.
+    applicability
+        A summary of the training samples that tells pixels unlike them; `None` where there is none.
+    origin
+        Where it was loaded from; `None` for one that exists in memory only.
     """
 
     members: tuple[tuple[str, DenseSM], ...]
     layout: FeatureLayout
     card: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Calibration | None = None
+    applicability: Applicability | None = None
+    origin: Origin | None = None
 
     def __post_init__(self) -> None:
         names = [name for name, _ in self.members]
@@ -60,6 +84,12 @@ class Ensemble:
         members = tuple((name, copy.deepcopy(network).eval()) for name, network in self.members)
         object.__setattr__(self, "members", members)
         object.__setattr__(self, "card", copy.deepcopy(dict(self.card)))
+        if self.calibration is not None and self.calibration.ensemble != self.digest:
+            raise BundleError(
+                f"the calibration is that of another ensemble ({self.calibration.ensemble[:12]}, "
+                f"not {self.digest[:12]}): members, order and layout decide on the errors. "
+                "Calibrate again, or set calibration=None"
+            )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -68,7 +98,7 @@ class Ensemble:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of layout, names and weights; the card is no part of it."""
+        """sha256 of layout, names and weights; card, calibration and the like are no part."""
         digest = hashlib.sha256(self.layout.digest.encode())
         for name, network in self.members:
             for key, tensor in network.state_dict().items():
@@ -89,7 +119,10 @@ def join_ensembles(ensembles: Mapping[str, Ensemble]) -> Ensemble:
     -------
     Ensemble
         All members in the order of the mapping. The card holds those of the parts by their keys
-        under ``joined``, and the title if they share one.
+        under ``joined``, and the title if they share one. It has neither calibration nor
+        applicability: errors and spread are others than those of the parts, which may have learned
+        from different samples. Use `smgrid.training.uncertainty.calibrate` and
+        `smgrid.training.uncertainty.summarise_training`.
 
     Raises
     ------

@@ -138,18 +138,6 @@ def check_plan(plan: FitPlan, fine: Source) -> None:
         require_table(fine, "places='drawn'")
 
 
-def check_device(device: str) -> None:
-    """Refuse a device that this machine does not have; raises `ConfigError`."""
-    kind, _, number = str(device).partition(":")
-    if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
-        raise ConfigError(f"device {str(device)!r} is unknown; expected 'cpu', 'cuda' or 'cuda:1'")
-    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"device {str(device)!r}: {torch.cuda.device_count()} CUDA devices were found; check "
-            "the driver, or give device='cpu'"
-        )
-
-
 def check_sizes(sizes: Sequence[tuple[int, int]]) -> None:
     """Refuse an ensemble without members, or members without layers; raises `ConfigError`."""
     if not sizes or any(len(size) != 2 or min(size) < 1 for size in sizes):

@@ -1,17 +1,16 @@
 """What the card of an ensemble says: its samples, how they are spread, and the errors on them."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from smgrid.features.layout import FeatureLayout
 from smgrid.metrics import score_arrays
-from smgrid.models.densesm import DenseSM
+from smgrid.models.ensemble import Ensemble, FloatArray, predict_samples
 from smgrid.training.batches import Source
 from smgrid.training.places import list_stations
 from smgrid.training.samples import SampleStream
@@ -92,7 +91,7 @@ def input_statistics(samples: Samples, layout: FeatureLayout) -> dict[str, Any]:
         For every snapshot column and for the values of every series: mean, standard deviation and
         the quantiles 0, 0.01, 0.5, 0.99 and 1, all in scaled units.
     """
-    columns: dict[str, npt.NDArray[np.float32]] = {
+    columns: dict[str, FloatArray] = {
         column.feature: samples.snapshot[:, k].numpy() for k, column in enumerate(layout.snapshot)
     }
     used = torch.unique(samples.series_index)
@@ -104,14 +103,14 @@ def input_statistics(samples: Samples, layout: FeatureLayout) -> dict[str, Any]:
 
 
 def score_members(
-    networks: Sequence[DenseSM], parts: Mapping[str, Samples]
+    ensemble: Ensemble, parts: Mapping[str, Samples]
 ) -> dict[str, list[dict[str, float]]]:
     """Score each member, and last their mean, on each part.
 
     Parameters
     ----------
-    networks
-        Members in evaluation mode.
+    ensemble
+        The members.
     parts
         Tables by name. Of one with more than 65 536 rows as many are drawn, always the same.
 
@@ -121,30 +120,29 @@ def score_members(
         By the name of the part: for each member, and for their mean, the scores of
         `smgrid.metrics.Scores` that are defined.
     """
-    return {name: _score(networks, _some(samples)) for name, samples in parts.items()}
+    return {name: _score(ensemble, some_samples(samples)) for name, samples in parts.items()}
 
 
-def _some(samples: Samples) -> Samples:
-    if len(samples) <= _DRAW:
+def some_samples(samples: Samples, count: int = _DRAW) -> Samples:
+    """Return at most so many rows of a table, drawn at random, but always the same."""
+    if len(samples) <= count:
         return samples
-    return samples.take(np.random.default_rng(0).choice(len(samples), _DRAW, replace=False))
+    return samples.take(np.random.default_rng(0).choice(len(samples), count, replace=False))
 
 
-def _score(networks: Sequence[DenseSM], samples: Samples) -> list[dict[str, float]]:
-    with torch.inference_mode():
-        predicted = torch.cat(
-            [
-                torch.stack([network(features) for network in networks])
-                for features in (part.features for part in samples.split(_ROWS))
-            ],
-            dim=1,
-        ).numpy()
-    label = samples.label.numpy()
+def predict_table(ensemble: Ensemble, samples: Samples) -> FloatArray:
+    """Predict every member on a table, (members, n), without all its vectors in memory at once."""
+    parts = [predict_samples(ensemble, part.features) for part in samples.split(_ROWS)]
+    return np.concatenate([np.empty((len(ensemble.members), 0), np.float32), *parts], axis=1)
+
+
+def _score(ensemble: Ensemble, samples: Samples) -> list[dict[str, float]]:
+    predicted, label = predict_table(ensemble, samples), samples.label.numpy()
     scored = [score_arrays(one, label) for one in (*predicted, predicted.mean(axis=0))]
     return [{k: v for k, v in asdict(one).items() if np.isfinite(v)} for one in scored]
 
 
-def _summary(values: npt.NDArray[np.float32]) -> dict[str, Any]:
+def _summary(values: FloatArray) -> dict[str, Any]:
     return {
         "mean": float(values.mean(dtype=np.float64)),
         "std": float(values.std(dtype=np.float64)),

@@ -4,7 +4,6 @@ Each takes samples and a frozen plan and returns an ensemble whose card says wha
 With a folder the job can be interrupted at any moment: the same call goes on where it was.
 """
 
-import copy
 from collections.abc import Mapping
 from os import PathLike
 from typing import Any
@@ -201,7 +200,7 @@ def finetune(
         )
     msda = MSDA() if msda is None and others else msda
     return run_job(
-        {name: copy.deepcopy(network) for name, network in ensemble.members},
+        dict(ensemble.members),
         domains,
         validation,
         start=ensemble,

@@ -4,9 +4,8 @@ What could fail is refused before anything is read or written, and a folder beco
 the first epoch begins.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from typing import Any
 
@@ -16,11 +15,11 @@ from smgrid import __version__
 from smgrid.features.layout import FeatureLayout
 from smgrid.models.bundle import load_ensemble, save_ensemble
 from smgrid.models.densesm import DenseSM
+from smgrid.models.devices import check_device
 from smgrid.models.ensemble import Ensemble
 from smgrid.training.batches import Source
 from smgrid.training.checks import (
     check_card,
-    check_device,
     check_plan,
     check_samples,
     check_source,
@@ -36,6 +35,7 @@ from smgrid.training.losses import automatic_beta, domain_loss, label_loss
 from smgrid.training.plan import MSDA, FitPlan
 from smgrid.training.run_folder import RunFolder
 from smgrid.training.table import Samples
+from smgrid.training.uncertainty import with_uncertainty
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def run_job(
     sources: dict[str, Source] = {**parts, "validation": validation}
     if options.test is not None:
         sources["test"] = options.test
-    _check(sources, domains, layout=layout, plan=plan, options=options)
+    _check(sources, sources[learned], layout=layout, plan=plan, options=options)
     drawn = {name: draw_samples(source) for name, source in sources.items()}
     for name, samples in drawn.items():
         check_samples(name, samples, layout=layout, plan=plan)
@@ -89,10 +89,10 @@ def run_job(
     identity = {**facts, "layout": layout.digest, "members": list(networks)}
     facts["inputs"] = input_statistics(drawn[learned], layout)
     check_card({**_given_card(start, options), "training": facts})
+
     folder = None if options.out is None else RunFolder(options.out, identity)
     if folder is not None and folder.ensemble.exists():
-        folder.finish()
-        return load_ensemble(folder.ensemble)
+        return _finished(folder)
     job = Job(
         list(networks.values()),
         domains,
@@ -103,19 +103,26 @@ def run_job(
         device=options.device,
         drawn=drawn[learned],
     )
-    with nullcontext() if folder is None else folder.claimed():
+
+    def train() -> Ensemble:
         trained = _run(job, folder, options.on_epoch)
+        ensemble = Ensemble(tuple(zip(networks, trained, strict=True)), layout)
         labelled = {name: drawn[name] for name in (learned, "validation", "test") if name in drawn}
-        facts |= _result(job, trained, labelled)
-        ensemble = Ensemble(
-            members=tuple(zip(networks, trained, strict=True)),
-            layout=layout,
-            card={**_given_card(start, options), "training": facts},
-        )
-        if folder is not None:
-            save_ensemble(ensemble, folder.ensemble)
-            folder.finish()
-    return ensemble
+        ensemble, notes = with_uncertainty(ensemble, labelled, learned=learned)
+        found = facts | _result(job, ensemble, labelled) | notes
+        return replace(ensemble, card={**_given_card(start, options), "training": found})
+
+    if folder is None:
+        return train()
+    with folder.claimed():
+        if not folder.ensemble.exists():  # nor made by another process before it was claimed
+            save_ensemble(train(), folder.ensemble)
+        return _finished(folder)
+
+
+def _finished(folder: RunFolder) -> Ensemble:
+    folder.finish()
+    return load_ensemble(folder.ensemble)
 
 
 def _given_card(start: Ensemble | None, options: Options) -> dict[str, Any]:
@@ -132,7 +139,7 @@ _METHODS = {
 
 def _check(
     sources: Mapping[str, Source],
-    domains: Domains,
+    learned: Source,
     *,
     layout: FeatureLayout,
     plan: FitPlan,
@@ -140,7 +147,7 @@ def _check(
 ) -> None:
     """Refuse what would fail later, before anything is read."""
     check_device(options.device)
-    check_plan(plan, domains.fine)
+    check_plan(plan, learned)
     for name, source in sources.items():
         check_source(name, source, layout=layout)
 
@@ -187,11 +194,9 @@ def _betas(
     ]
 
 
-def _result(
-    job: Job, networks: Sequence[DenseSM], labelled: Mapping[str, Samples]
-) -> dict[str, Any]:
+def _result(job: Job, ensemble: Ensemble, labelled: Mapping[str, Samples]) -> dict[str, Any]:
     """Return how well each member does on the validation, and their mean on every table."""
-    scores = score_members(networks, labelled)
+    scores = score_members(ensemble, labelled)
     members = [
         {
             "depth": network.depth,
@@ -200,7 +205,7 @@ def _result(
             **_at_best(job, number),
             "beta": None if job.betas is None else job.betas[number],
         }
-        for number, network in enumerate(networks)
+        for number, (_, network) in enumerate(ensemble.members)
     ]
     return {"members": members, "scores": {name: found[-1] for name, found in scores.items()}}
 

@@ -150,10 +150,10 @@ class Job:
         self.domains, self.validation = Domains(**moved), validation.to(self.device)
         self.numbers = list(range(len(networks)) if numbers is None else numbers)
         self.betas = None if betas is None else dict(zip(self.numbers, betas, strict=True))
-        for network in networks:
-            network.conv_block.dropout.p = plan.dropout
         self.scaling = find_scaling(domains.fine, networks[0].n_series, plan, drawn).to(self.device)
         stacks = [stack.to(self.device) for stack in stack_by_width(networks, numbers=self.numbers)]
+        for branch in (branch for stack in stacks for branch in stack.branches):
+            branch.dropout.p = plan.dropout  # type: ignore[union-attr]
         averages = stacks if plan.average == "none" else copy.deepcopy(stacks)
         self.state = State(stacks, averages, [make_optimiser(stack, plan) for stack in stacks])
         self.drawn = [draw_places(self.domains.fine, plan, stack.numbers) for stack in stacks]

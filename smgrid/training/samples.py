@@ -75,9 +75,8 @@ def stream_samples(
         Share of the pixels of every block that is drawn, anew in every epoch.
     workers
         Processes that read blocks ahead, two each; 0 reads in this one. The stream is the same for
-        any number. They start anew in every epoch, which takes some seconds, so they pay only where
-        an epoch takes minutes. Scripts that use them need the guard
-        ``if __name__ == "__main__":``.
+        any number. They start anew in every epoch, so they pay only where one takes minutes.
+        Scripts that use them need the guard ``if __name__ == "__main__":``.
     as_of
         See `smgrid.windows.one_year_windows`.
 

@@ -46,9 +46,8 @@ def select_sites(
     landcover
         Codes (y, x), lazy or not, with a CRS; NaN or the raster's nodata is no data.
     cell
-        Edge of the square cells [m], which lie on multiples of it in the map's CRS, whose unit
-        must be the metre, or in EPSG:6933, which keeps areas, where the map is in longitude and
-        latitude.
+        Edge of the square cells [m], which lie on multiples of it in the map's CRS (in metres), or
+        in EPSG:6933, which keeps areas, where the map is in longitude and latitude.
     product
         Whose codes these are, a name in `LEGENDS`, for instance "dynamic-world". Without one, names
         of classes come from the CF attributes ``flag_values`` and ``flag_meanings``.

@@ -36,7 +36,7 @@ from smgrid.errors import (
     WindowError,
 )
 from smgrid.inference.coverage import require_values
-from smgrid.inference.predict import FLAGS
+from smgrid.inference.quality import FLAGS
 from tests.cubes import make_cube
 from tests.networks import make_ensemble
 

@@ -23,7 +23,7 @@ from smgrid import (
     stream_samples,
     write_cube,
 )
-from smgrid.inference.predict import FLAGS
+from smgrid.inference.quality import FLAGS
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smgrid.errors import LayoutError
+from smgrid.errors import ConfigError, LayoutError
 from smgrid.inference import engine as engine_module
 from smgrid.inference.engine import compile_ensemble
 from smgrid.models.bundle import load_ensemble
@@ -84,8 +84,8 @@ def test_engine_equals_the_members_forward_passes(sizes, n, m, seed):
 
 def test_blocks_join_seamlessly(monkeypatch):
     """More rows and series than one block holds, and no multiple of it."""
-    monkeypatch.setattr(engine_module, "_ROWS", 16)
-    monkeypatch.setattr(engine_module, "_SERIES", 5)
+    monkeypatch.setitem(engine_module._ROWS, "cpu", 16)
+    monkeypatch.setitem(engine_module._SERIES, "cpu", 5)
     ensemble = make_ensemble()
     arrays = inputs(75, 23)
     found = compile_ensemble(ensemble).predict(*arrays)
@@ -132,15 +132,54 @@ def test_nothing_complete_gives_nan():
 def test_series_branch_runs_once_per_distinct_series(monkeypatch):
     engine = compile_ensemble(make_ensemble())
     seen = []
-    original = engine_module.Engine._series_features
+    original = engine_module.Engine._branch_sums
 
     def spy(self, series):
         seen.append(len(series))
         return original(self, series)
 
-    monkeypatch.setattr(engine_module.Engine, "_series_features", spy)
-    engine.predict(*inputs(50, 7))
+    monkeypatch.setattr(engine_module.Engine, "_branch_sums", spy)
+    snapshot, series, index = inputs(50, 7)
+    expected = engine.predict(snapshot, series, index)
     assert seen == [7]
+
+    # Equal series count once, also where one cell borders on the other in the same native pixel.
+    twice = np.concatenate([series, series[::-1]])
+    flipped = np.where(np.arange(50) % 2, index, 13 - index)
+    np.testing.assert_array_equal(engine.predict(snapshot, twice, flipped), expected)
+    assert seen == [7, 7]
+
+
+def test_series_with_one_fingerprint_are_still_told_apart(monkeypatch):
+    engine = compile_ensemble(make_ensemble())
+    snapshot, series, index = inputs(30, 6)
+    expected = engine.predict(snapshot, series, index)
+
+    class Zeros:
+        def random(self, n):
+            return np.zeros(n)
+
+    monkeypatch.setattr(engine_module.np.random, "default_rng", lambda seed: Zeros())
+    np.testing.assert_array_equal(engine.predict(snapshot, series, index), expected)
+
+
+def test_dates_share_what_was_read_of_their_series():
+    engine = compile_ensemble(make_ensemble())
+    snapshot, series, index = inputs(40, 9)
+    read = engine.read_series(series)
+    for rows in (slice(0, 20), slice(20, 40)):
+        alone = engine.predict(snapshot[rows], series, index[rows])
+        shared = engine.predict_rows(snapshot[rows], read, index[rows])
+        np.testing.assert_array_equal(shared, alone)
+
+
+def test_series_that_are_not_wanted_are_not_read():
+    engine = compile_ensemble(make_ensemble())
+    snapshot, series, index = inputs(40, 9)
+    read = engine.read_series(series, wanted=np.arange(9) != 4)
+    found = engine.predict_rows(snapshot, read, index)
+    np.testing.assert_array_equal(np.isnan(found[0]), index == 4)
+    assert read.sums.shape[-1] == 8
 
 
 def test_inputs_stay_as_they_were():
@@ -151,6 +190,42 @@ def test_inputs_stay_as_they_were():
     compile_ensemble(make_ensemble()).predict(*arrays)
     for array, copy in zip(arrays, copies, strict=True):
         np.testing.assert_array_equal(array, copy)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_the_same():
+    ensemble = make_ensemble()
+    arrays = inputs(75, 23)
+    found = compile_ensemble(ensemble, device="cuda").predict(*arrays)
+    np.testing.assert_allclose(found, predict_samples(ensemble, rows(*arrays)), rtol=0, atol=1e-6)
+
+
+def test_devices_that_are_not_there_are_refused():
+    for device in ("gpu", "cuda:99"):
+        with pytest.raises(ConfigError, match=device):
+            compile_ensemble(make_ensemble(), device=device)
+
+
+def test_one_thread_is_used_and_the_number_restored(monkeypatch):
+    engine = compile_ensemble(make_ensemble())
+    inside = []
+    original = engine_module._dense
+
+    def spy(*arguments):
+        inside.append(torch.get_num_threads())
+        return original(*arguments)
+
+    monkeypatch.setattr(engine_module, "_dense", spy)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda seed: engine.predict(*inputs(50, 9, seed)), range(4)))
+        assert inside == [1, 1, 1, 1]
+        engine.predict(*inputs(50, 9))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_threads_share_an_engine():
@@ -166,11 +241,11 @@ def test_threads_share_an_engine():
 def test_wrong_shapes_and_indices_are_refused():
     engine = compile_ensemble(make_ensemble())
     snapshot, series, index = inputs(4, 2)
-    with pytest.raises(LayoutError, match=r"\(4, 14\).*expected \(\(4, 15\)"):
+    with pytest.raises(LayoutError, match=r"\(4, 14\), expected \(n, 15\)"):
         engine.predict(snapshot[:, 1:], series, index)
     with pytest.raises(LayoutError, match=r"\(2, 46, 3\)"):
         engine.predict(snapshot, series.swapaxes(1, 2), index)
-    with pytest.raises(LayoutError, match=r"expected .*\(4,\)\)"):
+    with pytest.raises(LayoutError, match=r"expected \(4,\)"):
         engine.predict(snapshot, series, index[:3])
     with pytest.raises(LayoutError, match=r"must lie in 0\.\.1.*runs from -1 to 0"):
         engine.predict(snapshot, series, np.array([0, 0, -1, 0]))

@@ -7,10 +7,14 @@ import pytest
 import torch
 import xarray as xr
 
-from smgrid.errors import LayoutError
+from smgrid.errors import ConfigError, LayoutError
 from smgrid.features.layout import get_layout, scale_columns, scale_series
 from smgrid.grid import ease_features_on
-from smgrid.inference.predict import FLAGS, predict
+from smgrid.inference.engine import Engine
+from smgrid.inference.predict import predict
+from smgrid.inference.quality import FLAGS
+from smgrid.models.applicability import Applicability
+from smgrid.models.calibration import Calibration
 from smgrid.models.densesm import DenseSM
 from smgrid.models.ensemble import Ensemble, predict_samples
 from smgrid.windows import one_year_windows
@@ -102,6 +106,144 @@ def test_nothing_is_read_before_it_is_needed(ensemble):
     with dask.config.set(scheduler=refuse):
         sm = predict(make_cube(chunks=5), ensemble)
     assert sm["soil_moisture"].chunks[0] == (1, 1, 1)
+
+
+def test_acquisitions_of_one_day_share_what_is_read_of_their_series(ensemble, monkeypatch):
+    calls = []
+    original = Engine.read_series
+
+    def spy(self, series, **options):
+        calls.append(len(series))
+        return original(self, series, **options)
+
+    monkeypatch.setattr(Engine, "read_series", spy)
+    cube = make_cube(chunks=64)
+    with dask.config.set(scheduler="synchronous"):
+        both = predict(cube, ensemble).compute()
+        assert len(calls) == 2  # of three acquisitions two are of one day
+        calls.clear()
+        one = predict(cube, ensemble).isel(time=[2]).compute()
+        assert len(calls) == 1
+    xr.testing.assert_allclose(both.isel(time=[2]), one, atol=1e-6)
+
+
+def test_quantiles_are_those_of_the_members(ensemble):
+    cube = make_cube(shape=(5, 6))
+    sm = predict(cube, ensemble, quantiles=(0.5, 0.07)).compute()
+    members = brute_force(cube, ensemble, 0)
+    for name, share in (("soil_moisture_q07", 0.07), ("soil_moisture_q50", 0.5)):
+        np.testing.assert_allclose(sm[name][0], np.quantile(members, share, axis=0), atol=1e-6)
+        assert sm[name].attrs["units"] == "m3 m-3"
+    for bad in ((0.051,), (0, 0.5), (1,), (0.5, 0.5)):
+        with pytest.raises(ConfigError, match="quantiles"):
+            predict(cube, ensemble, quantiles=bad)
+
+
+def calibration(ensemble, effective=100.0):
+    scores = tuple(np.linspace(0, 4, 101).tolist())
+    return Calibration(
+        a=0.01,
+        b=2.0,
+        scores=scores,
+        rows=500,
+        groups=50,
+        effective=effective,
+        fitted_on="held-out",
+        ensemble=ensemble.digest,
+    )
+
+
+def test_intervals_are_those_of_the_calibration(ensemble):
+    cube = make_cube(shape=(5, 6))
+    known = replace(ensemble, calibration=calibration(ensemble))
+    for interval, wanted in ((None, 0.9), (0.5, 0.5)):
+        sm = predict(cube, known, interval=interval).compute()
+        lower, upper = known.calibration.bounds(
+            sm["soil_moisture"].values, sm["soil_moisture_std"].values, wanted
+        )
+        np.testing.assert_allclose(sm["soil_moisture_lower"], np.maximum(lower, -3), atol=1e-6)
+        np.testing.assert_allclose(sm["soil_moisture_upper"], np.minimum(upper, 3), atol=1e-6)
+        assert sm["soil_moisture_lower"].attrs["coverage"] == wanted
+    few = replace(ensemble, calibration=calibration(ensemble, effective=4.5))
+    assert predict(cube, few)["soil_moisture_upper"].attrs["coverage"] == 0.8
+    with pytest.raises(ConfigError, match="at most"):
+        predict(cube, few, interval=0.9)
+    with pytest.raises(ConfigError, match="between 0 and 1"):
+        predict(cube, known, interval=90)
+    assert "soil_moisture_lower" not in predict(cube, ensemble)
+    with pytest.raises(LayoutError, match="no calibration"):
+        predict(cube, ensemble, interval=0.9)
+
+
+def test_what_is_unlike_the_training_is_told(ensemble):
+    cube = make_cube(shape=(5, 6))
+    n = len(ensemble.layout.snapshot) + 2 * len(ensemble.layout.series)
+    seen = Applicability(
+        low=np.zeros(n, np.float32),
+        high=np.where(np.arange(n) == 0, 0.1, 1).astype(np.float32),  # never so wet: vv
+        weight=np.ones(n, np.float32),
+        coreset=np.zeros((1, n), np.float32),
+        centre=np.full(n, 0.5, np.float32),
+        mean_distance=1.0,
+        threshold=0.9,
+        radius=0.0,
+        rows=10,
+        groups=5,
+    )
+    first = predict(cube, replace(ensemble, applicability=seen)).compute()["dissimilarity"]
+    seen = replace(seen, threshold=float(first.median()))
+    sm = predict(cube, replace(ensemble, applicability=seen)).compute()
+    index = sm["dissimilarity"]
+    assert index.attrs["threshold"] == seen.threshold
+    beyond = (sm["flags"] & FLAGS["outside_applicability"]) > 0
+    np.testing.assert_array_equal(beyond, index > seen.threshold)
+    assert 0.4 < beyond.mean() < 0.6
+    assert ((sm["flags"] & FLAGS["outside_training_range"]) > 0).all()
+    alone = predict(cube, ensemble)
+    assert "dissimilarity" not in alone
+    assert "outside_applicability" in alone["flags"].attrs["not_determined"]
+
+
+def test_flags_use_what_the_cube_has_and_tell_what_it_lacks(ensemble):
+    cube = make_cube(shape=(6, 8))
+    bare = predict(cube, ensemble).compute()
+    assert "open_water urban" in bare["flags"].attrs["not_determined"]
+    base = cube["base"].to_dataset()
+    water = xr.zeros_like(base["sand"]).rename("fraction_water")
+    water[1, 2] = 0.5
+    ndvi = cube["x2"].to_dataset()
+    filled = xr.ones_like(ndvi["ndvi"]).rename("ndvi_filled")
+    nodes = {f"/{k}": v.to_dataset() for k, v in cube.children.items()}
+    nodes["/base"] = base.assign(fraction_water=water)
+    nodes["/x2"] = ndvi.assign(ndvi_filled=filled)
+    sm = predict(xr.DataTree.from_dict(nodes), ensemble).compute()
+    wet = (sm["flags"] & FLAGS["open_water"]) > 0
+    assert wet[:, 1, 2].all()
+    assert wet.sum() == sm.sizes["time"]
+    assert ((sm["flags"] & FLAGS["ndvi_filled"]) > 0).all()
+    assert "open_water" not in sm["flags"].attrs["not_determined"]
+    xr.testing.assert_allclose(sm["soil_moisture"], bare["soil_moisture"])
+
+
+def test_frost_is_that_of_the_acquisitions_day(ensemble):
+    cube = make_cube(shape=(6, 8), factors=(2, 2))
+    cube["x2_daily"]["t2m"].values[...] = 290
+    day = cube["x2_daily"].indexes["date"].get_loc("2021-03-14")
+    cube["x2_daily"]["t2m"].values[day] = 270
+    for window in ("causal", "published"):
+        sm = predict(make_longer(cube), ensemble, window=window).compute()
+        frozen = ((sm["flags"] & FLAGS["frozen_soil"]) > 0).all(("y", "x"))
+        assert frozen.values.tolist() == [False, False, True]
+
+
+def make_longer(cube):
+    """Ten more days, which published windows read after the acquisition."""
+    nodes = {f"/{k}": v.to_dataset() for k, v in cube.children.items()}
+    days = nodes["/x2_daily"]
+    dates = pd.date_range(days.indexes["date"][0], "2021-03-31")
+    nodes["/x2_daily"] = days.reindex(date=dates, method="nearest")
+    nodes["/x2_daily"]["t2m"][-11:] = 290
+    return xr.DataTree.from_dict(nodes)
 
 
 def test_one_chunk_of_output_reads_only_its_own_inputs(ensemble):

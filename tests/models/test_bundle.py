@@ -1,5 +1,6 @@
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from smgrid import __version__
 from smgrid.errors import BundleError
 from smgrid.models.bundle import load_ensemble, save_ensemble
 from smgrid.models.ensemble import join_ensembles, predict_samples
+from tests.models.uncertainties import make_applicability, make_calibration
 from tests.networks import make_ensemble
 
 CARD = {"training": {"seed": 7, "epochs": 2}, "metrics": {"rmse": 0.04}}
@@ -18,6 +20,17 @@ CARD = {"training": {"seed": 7, "epochs": 2}, "metrics": {"rmse": 0.04}}
 @pytest.fixture
 def bundle(tmp_path):
     return save_ensemble(make_ensemble(card=CARD), tmp_path / "model")
+
+
+def complete():
+    plain = make_ensemble(card=CARD)
+    calibration = make_calibration(ensemble=plain.digest)
+    return replace(plain, calibration=calibration, applicability=make_applicability())
+
+
+@pytest.fixture
+def full(tmp_path):
+    return save_ensemble(complete(), tmp_path / "full")
 
 
 def edit_card(bundle, **changes):
@@ -42,6 +55,60 @@ def test_bundle_round_trips(bundle):
     assert load_ensemble(str(bundle), layout="released-9km").digest == ensemble.digest
 
 
+def test_calibration_and_applicability_round_trip(full):
+    ensemble, loaded = complete(), load_ensemble(full)
+    assert loaded.digest == make_ensemble().digest
+    assert loaded.calibration == ensemble.calibration
+    for name, array in ensemble.applicability.to_arrays().items():
+        np.testing.assert_array_equal(loaded.applicability.to_arrays()[name], array)
+    assert type(loaded.applicability.rows) is int
+    files = json.loads((full / "card.json").read_text())["files"]
+    assert files == {
+        name: hashlib.sha256((full / name).read_bytes()).hexdigest()
+        for name in ("calibration.json", "applicability.safetensors")
+    }
+
+
+@pytest.mark.parametrize("name", ["calibration.json", "applicability.safetensors"])
+def test_damaged_or_missing_files_beside_the_weights_are_refused(full, name):
+    data = (full / name).read_bytes()
+    (full / name).write_bytes(data[:-9])
+    with pytest.raises(BundleError, match=f"{name} is truncated or was changed"):
+        load_ensemble(full)
+    digest = hashlib.sha256(data[:-9]).hexdigest()
+    files = json.loads((full / "card.json").read_text())["files"]
+    edit_card(full, files=files | {name: digest})
+    with pytest.raises(BundleError, match=f"{name} is damaged"):
+        load_ensemble(full)
+    (full / name).unlink()
+    with pytest.raises(BundleError, match=f"incomplete: {name} is missing"):
+        load_ensemble(full)
+
+
+def test_a_calibration_that_makes_no_sense_is_refused(full):
+    plain = json.loads((full / "calibration.json").read_text())
+    data = json.dumps(plain | {"scores": [2.0, 1.0]}).encode()
+    (full / "calibration.json").write_bytes(data)
+    files = json.loads((full / "card.json").read_text())["files"]
+    edit_card(full, files=files | {"calibration.json": hashlib.sha256(data).hexdigest()})
+    with pytest.raises(BundleError, match=r"calibration\.json is damaged.*must not decrease"):
+        load_ensemble(full)
+
+
+def test_bundles_of_the_first_format_load(bundle):
+    edit_card(bundle, smgrid_bundle=1, files=None)
+    loaded = load_ensemble(bundle)
+    assert loaded.digest == make_ensemble().digest
+    assert loaded.calibration is None
+    assert loaded.applicability is None
+
+
+def test_a_file_that_the_format_does_not_know_is_refused(bundle):
+    edit_card(bundle, files={"../secret": "0" * 64})
+    with pytest.raises(BundleError, match=r"card\.json is damaged: files"):
+        load_ensemble(bundle)
+
+
 def test_joined_ensemble_round_trips(tmp_path):
     joined = join_ensembles({"r0": make_ensemble(card=CARD), "r1": make_ensemble(card=CARD)})
     loaded = load_ensemble(save_ensemble(joined, tmp_path / "model"))
@@ -51,7 +118,8 @@ def test_joined_ensemble_round_trips(tmp_path):
 
 def test_card_says_what_is_inside(bundle):
     card = json.loads((bundle / "card.json").read_text())
-    assert card["smgrid_bundle"] == 1
+    assert card["smgrid_bundle"] == 2
+    assert card["files"] == {}
     assert card["smgrid_version"] == __version__
     assert card["layout"]["name"] == "released-9km"
     assert [(m["name"], m["depth"], m["width"]) for m in card["members"]] == [
@@ -145,8 +213,8 @@ def test_editing_the_layout_is_noticed(bundle):
 
 
 def test_newer_format_is_refused(bundle):
-    edit_card(bundle, smgrid_bundle=2, unheard_of={})
-    with pytest.raises(BundleError, match="bundle format 2, this smgrid reads up to 1"):
+    edit_card(bundle, smgrid_bundle=3, unheard_of={})
+    with pytest.raises(BundleError, match="bundle format 3, this smgrid reads up to 2"):
         load_ensemble(bundle)
 
 

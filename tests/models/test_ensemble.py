@@ -9,6 +9,7 @@ import torch
 from smgrid.errors import BundleError, LayoutError
 from smgrid.features.layout import get_layout
 from smgrid.models.ensemble import Ensemble, join_ensembles, mean_and_std, predict_samples
+from tests.models.uncertainties import make_applicability, make_calibration
 from tests.networks import make_ensemble, make_network
 
 
@@ -148,3 +149,24 @@ def test_joining_nothing_or_under_keys_that_make_one_name_twice_is_refused():
     two = Ensemble((("c", make_network()),), get_layout("smgrid-1"))
     with pytest.raises(BundleError, match=r"distinct names.*'a_b_c', 'a_b_c'"):
         join_ensembles({"a": one, "a_b": two})
+
+
+def test_calibration_belongs_to_one_ensemble():
+    plain = make_ensemble()
+    calibrated = dataclasses.replace(plain, calibration=make_calibration(ensemble=plain.digest))
+    assert calibrated.digest == plain.digest
+    assert dataclasses.replace(calibrated, card={"title": "x"}).calibration is not None
+    with pytest.raises(BundleError, match="the calibration is that of another ensemble"):
+        dataclasses.replace(calibrated, members=calibrated.members[1:])
+
+
+def test_joined_ensembles_have_no_calibration_or_applicability():
+    one = make_ensemble()
+    one = dataclasses.replace(
+        one,
+        calibration=make_calibration(ensemble=one.digest),
+        applicability=make_applicability(),
+    )
+    joined = join_ensembles({"r0": one})
+    assert joined.calibration is None
+    assert joined.applicability is None

@@ -1,9 +1,11 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -15,11 +17,12 @@ from smgrid.features.layout import get_layout
 from smgrid.models.densesm import DenseSM
 from smgrid.models.ensemble import Ensemble, predict_samples
 from smgrid.training import job, run_folder
-from smgrid.training.facts import digest_samples
+from smgrid.training.facts import digest_samples, score_members
 from smgrid.training.fit import finetune, fit
 from smgrid.training.loop import Domains, Job
 from smgrid.training.plan import MSDA, PUBLISHED_ADAPTATION, FitPlan
 from smgrid.training.samples import stream_samples
+from smgrid.training.uncertainty import fit_calibration, summarise_training
 from tests.cubes import make_cube
 from tests.training.tables import random_samples
 
@@ -460,6 +463,101 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
 
     adapted(out=tmp_path / "run", on_epoch=other)
     adapted(out=tmp_path / "run")
+
+
+def test_what_another_process_has_finished_is_not_trained_again(tmp_path, monkeypatch):
+    """It may finish between the first look into the folder and the claim."""
+    done = adapted(out=tmp_path / "done")
+    claimed = run_folder.RunFolder.claimed
+
+    @contextmanager
+    def late(folder):
+        with claimed(folder):
+            shutil.copytree(tmp_path / "done" / "ensemble", folder.ensemble)
+            yield
+
+    monkeypatch.setattr(run_folder.RunFolder, "claimed", late)
+    ends = []
+    again = adapted(out=tmp_path / "run", on_epoch=ends.append)
+    assert again.digest == done.digest
+    assert not ends
+
+
+def test_networks_that_are_given_stay_as_they_are():
+    start = ensemble()
+    given = [network for _, network in start.members]
+    digest, dropout = start.digest, [network.conv_block.dropout.p for network in given]
+    plan = replace(PLAN, dropout=0.25)
+    job_ = Job(given, Domains(random_samples(40, seed=1)), random_samples(20, seed=2), plan=plan)
+    assert {b.dropout.p for stack in job_.state.stacks for b in stack.branches} == {0.25}
+    job_.run()
+    assert [network.conv_block.dropout.p for network in given] == dropout
+    assert replace(start).digest == digest
+
+
+@pytest.fixture
+def switches():
+    found = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [switch.allow_tf32 for switch in found]
+    found[0].allow_tf32, found[1].allow_tf32 = False, True
+    yield found
+    for switch, value in zip(found, before, strict=True):
+        switch.allow_tf32 = value
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+def test_precision_holds_while_a_job_runs(precision, switches):
+    seen = []
+
+    def look(end):
+        seen.append([switch.allow_tf32 for switch in switches])
+        if end.epoch == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        adapted(plan=replace(PLAN, precision=precision), on_epoch=look)
+    assert seen == [[precision == "tf32"] * 2] * 2
+    assert [switch.allow_tf32 for switch in switches] == [False, True]
+
+
+def test_scores_are_those_of_every_row():
+    """Rows go through the members in parts; the last score is that of their mean."""
+    samples = random_samples(4200, seed=6)
+    found = score_members(ensemble(), {"some": samples})["some"]
+    members = predict_samples(ensemble(), samples.features).astype(float)
+    error = np.vstack([members, members.mean(axis=0)]) - samples.label.numpy()
+    rmse = np.sqrt((error**2).mean(axis=1))
+    np.testing.assert_allclose([one["rmse"] for one in found], rmse, rtol=1e-4)
+    assert {one["n"] for one in found} == {4200}
+
+
+def test_a_trained_ensemble_knows_its_errors_and_where_it_is_at_home(tmp_path):
+    test = random_samples(20, seed=5)
+    one = adapted(out=tmp_path / "run", test=test)
+    again = adapted(out=tmp_path / "run", test=test)
+    assert again.calibration == one.calibration
+    assert one.calibration.fitted_on == "validation"
+    assert one.calibration.groups == 20
+    expected = fit_calibration(one, random_samples(20, seed=2), test=test)
+    assert one.calibration == expected
+    told = one.card["training"]
+    assert told["calibration"]["coverage"] == one.calibration.coverage
+    assert list(told["calibration"]["coverage"]) == ["validation", "test"]
+    summary = summarise_training(one, random_samples(40, seed=1))
+    np.testing.assert_array_equal(one.applicability.coreset, summary.coreset)
+    assert told["applicability"]["threshold"] == one.applicability.threshold
+
+
+def test_validation_of_few_places_trains_without_calibration():
+    one = finetune(
+        ensemble(),
+        random_samples(40, seed=1),
+        validation=random_samples(20, seed=2, longitude=4.0, latitude=50.0),
+        plan=PLAN,
+    )
+    assert one.calibration is None
+    assert "needs at least 5" in one.card["training"]["calibration"]["none"]
+    assert one.applicability is not None
 
 
 def test_what_is_done_is_not_refused_after_an_update(tmp_path, monkeypatch):

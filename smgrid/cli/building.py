@@ -1,99 +1,19 @@
-"""The command line: each command is one stage and runs alone on what the former left.
+"""Commands that make things: a demo, a cube, an ensemble, a map, and later dates of a cube."""
 
-Exit codes: 0 done, 1 unexpected failure, 2 bad usage or configuration, 3 an input is missing or
-wrong, 4 a store cannot be written or read, 5 the model and the cube do not fit.
-"""
-
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from math import nan
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
 
-from smgrid import __version__
-from smgrid.errors import ConfigError, SmgridError, StoreError
-
-if TYPE_CHECKING:  # heavy; a command imports what it needs, so that --help is quick
-    from smgrid.cube.store import Progress as UnitProgress
-    from smgrid.cube.store import WriteReport
+from smgrid.cli.application import app
+from smgrid.cli.console import OUT, UnitBars, print_rows, progress_bar, say, say_report
+from smgrid.errors import ConfigError
 
 Convention = Literal["sigma0", "gamma0"]
 Window = Literal["causal", "published"]
 Layout = Literal["smgrid-1", "released-9km", "published"]
-
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Field-scale soil moisture from open data: build a cube, train, map, inspect.",
-)
-_out = Console()
-_err = Console(stderr=True)
-
-
-def main() -> None:
-    """Run the command line and turn errors that smgrid foresees into one line and an exit code."""
-    try:
-        app()
-    except SmgridError as error:
-        text = f"[bold red]error:[/] {escape(str(error))}"
-        _err.print(text, highlight=False, soft_wrap=True)
-        sys.exit(error.exit_code)
-
-
-@contextmanager
-def _bar() -> Iterator[Progress]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=_err, transient=True) as bar:
-        yield bar
-
-
-class _Units:
-    """Draws the progress events of a writer, one line per group of the store."""
-
-    def __init__(self, bar: Progress) -> None:
-        self._bar = bar
-        self._tasks: dict[str, TaskID] = {}
-
-    def __call__(self, event: "UnitProgress") -> None:
-        if event.group not in self._tasks:
-            self._tasks[event.group] = self._bar.add_task(event.group, total=event.total)
-        task = self._tasks[event.group]
-        self._bar.update(task, completed=event.done, total=event.total)
-
-
-def _version(show: bool) -> None:
-    if show:
-        _out.print(__version__)
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None: ...
 
 
 @app.command()
@@ -111,17 +31,17 @@ def demo(
     from smgrid.demo import run_demo
     from smgrid.training.progress import epoch_bar
 
-    with _bar() as bar, epoch_bar(bar) as on_epoch:
+    with progress_bar() as bar, epoch_bar(bar) as on_epoch:
         report = run_demo(
             out,
             size_km=size_km,
             seed=seed,
             on_stage=lambda text: bar.console.print(f"- {text}"),
-            progress=_Units(bar),
+            progress=UnitBars(bar),
             on_epoch=on_epoch,
         )
-    _print_rows(report.table(), "Held-out months in the held-out half, against the truth")
-    _out.print(
+    print_rows(report.table(), "Held-out months in the held-out half, against the truth")
+    OUT.print(
         f"map      {out / 'soil_moisture.zarr'}\npictures {out / 'map.png'}, {out / 'series.png'}"
     )
 
@@ -178,9 +98,9 @@ def build(
         convention=convention,
         chunks=tile,
     )
-    with _bar() as bar:
-        report = write_cube(cube, store, shard=tile, progress=_Units(bar))
-    _print_report(store, report)
+    with progress_bar() as bar:
+        report = write_cube(cube, store, shard=tile, progress=UnitBars(bar))
+    say_report(store, report)
 
 
 @app.command()
@@ -227,7 +147,7 @@ def train(
             card={"split": asdict(split.report)},
         )
     save_ensemble(ensemble, out)
-    _print_rows(
+    print_rows(
         [
             {k: f"{m.get(k, nan):.3g}" for k in ("depth", "width", "epoch", "rmse", "ubrmse", "r")}
             for m in ensemble.card["training"]["members"]
@@ -266,46 +186,9 @@ def map_(
     model = load_ensemble(ensemble, layout=layout)
     sm = predict(cube, model, as_of=as_of, window=window)
     require_values(sm, cube, layout=model.layout)
-    with _bar() as bar:
-        report = write_cube(sm, out, progress=_Units(bar))
-    _print_report(out, report)
-
-
-@app.command()
-def plot(
-    store: Annotated[str, typer.Argument(help="Map that smgrid wrote: a folder or a URL.")],
-    out: Annotated[Path, typer.Option(help="PNG file to write.")],
-    date: Annotated[str | None, typer.Option(help="Show the acquisition nearest to it.")] = None,
-    cube: Annotated[
-        str | None, typer.Option(help="Cube of the map, to draw the rain beside it.")
-    ] = None,
-) -> None:
-    """Draw a map, its spread, and the mean of the region over time.
-
-    Example: smgrid plot soil_moisture.zarr --cube cube.zarr --out soil_moisture.png
-    """
-    from smgrid.cube.store import open_cube, open_map
-    from smgrid.export.plot import mean_rain, plot_overview
-
-    sm = open_map(store)
-    if "soil_moisture" not in sm.data_vars:
-        raise StoreError(f"{store} has no soil_moisture to draw; give the store of a map")
-    rain = None if cube is None else mean_rain(open_cube(cube), sm)
-    plot_overview(sm, out, date=date, rain=rain)
-    _out.print(str(out))
-
-
-@app.command()
-def inspect(
-    store: Annotated[str, typer.Argument(help="Cube or map: a folder or a URL.")],
-) -> None:
-    """Show what a store holds: variables, grids, completeness, size, provenance.
-
-    Example: smgrid inspect cube.zarr
-    """
-    from smgrid.cube.inspect import inspect as inspect_store
-
-    _say(str(inspect_store(store)))
+    with progress_bar() as bar:
+        report = write_cube(sm, out, progress=UnitBars(bar))
+    say_report(out, report)
 
 
 @app.command()
@@ -328,66 +211,17 @@ def update(
     """
     from smgrid.cube.update import update_cube
 
-    with _bar() as bar:
+    with progress_bar() as bar:
         report = update_cube(
             store,
             until=until,
             catalog=catalog,
             provisional_days=provisional_days,
             provisional_scene_days=provisional_scene_days,
-            progress=_Units(bar),
+            progress=UnitBars(bar),
         )
-    _say(f"{store}: {report.written} of {report.total} units written now, complete")
+    say(f"{store}: {report.written} of {report.total} units written now, complete")
     for group, steps in report.late.items():
-        _say(f"  /{group}: too late to be added, build a new store for {', '.join(steps)}")
+        say(f"  /{group}: too late to be added, build a new store for {', '.join(steps)}")
     for group, steps in report.withdrawn.items():
-        _say(f"  /{group}: kept, though not offered any more: {', '.join(steps)}")
-
-
-@app.command()
-def verify(
-    store: Annotated[str, typer.Argument(help="Cube or map: a folder or a URL.")],
-) -> None:
-    """Read a whole store and compare it with what was written; exit code 4 if it is not sound.
-
-    Example: smgrid verify cube.zarr
-    """
-    from smgrid.cube.verify import verify as verify_store
-
-    report = verify_store(store)
-    _say(str(report))
-    if not report.ok:
-        raise typer.Exit(StoreError.exit_code)
-
-
-@app.command()
-def mend(
-    store: Annotated[str, typer.Argument(help="Cube or map: a folder or a URL.")],
-) -> None:
-    """Delete the damaged shards of a store; build or update it again to add them.
-
-    Example: smgrid mend cube.zarr
-    """
-    from smgrid.cube.verify import drop_damaged
-    from smgrid.cube.verify import verify as verify_store
-
-    dropped = drop_damaged(verify_store(store))
-    _say(f"{store}: {dropped} damaged shards deleted; build or update it again to add them")
-
-
-def _print_report(store: str, report: "WriteReport") -> None:
-    _say(f"{store}: {report.written} of {report.total} units written now, complete")
-
-
-def _say(text: str) -> None:
-    """Print paths and lists as they are: brackets are no markup, long lines stay whole."""
-    _out.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _print_rows(rows: list[dict[str, str]], title: str) -> None:
-    table = Table(title=title, title_justify="left")
-    for name in rows[0]:
-        table.add_column(name)
-    for row in rows:
-        table.add_row(*row.values())
-    _out.print(table)
+        say(f"  /{group}: kept, though not offered any more: {', '.join(steps)}")

@@ -1,0 +1,179 @@
+"""Quality flags of a map: where radar, soil or model say little about soil moisture.
+
+Each flag is one bit of ``flags``. Those of the ground need variables that a cube may lack; they are
+then not determined, which the map says, rather than quietly clear.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from smgrid.features.assemble import FloatArray, SeriesBlock
+
+FlagArray = npt.NDArray[np.uint16]
+
+FLAGS: dict[str, int] = {
+    "input_missing": 1,
+    "feature_clipped": 2,
+    "assumed_input": 4,
+    "outside_valid_range": 8,
+    "approximate_convention": 16,
+    "ndvi_filled": 32,
+    "outside_training_range": 64,
+    "outside_applicability": 128,
+    "frozen_soil": 256,
+    "snow": 512,
+    "open_water": 1024,
+    "urban": 2048,
+    "dense_vegetation": 4096,
+    "steep_slope": 8192,
+    "layover_or_shadow": 16384,
+}
+
+VALID_RANGE = (0.0, 0.6)
+"""The authors of DenseSM count estimates in m3 m-3 outside it as invalid (Zhu et al. 2024)."""
+
+# Shares above which SMAP's soil moisture is not of recommended quality (O'Neill et al. 2021,
+# algorithm basis of L2 and L3 SM_P, table of surface flags).
+WATER_SHARE, URBAN_SHARE = 0.05, 0.25
+SNOW_SHARE = 0.05
+# C band hardly reaches the soil below more (El Hajj et al. 2019, Remote Sens. 11, 31); for trees
+# half of the pixel.
+DENSE_NDVI, TREE_SHARE = 0.7, 0.5
+# Degrees. Backscatter then follows the local angle of incidence more than the soil.
+STEEP_SLOPE = 10.0
+FILLED_SHARE = 0.5
+FREEZING = 273.15
+# A degree-day model of snow: melt in m of water per kelvin and day, the mean of the factors that
+# Hock (2003, J. Hydrol. 282, 104-115) lists for snow; the temperature in kelvin at which half of
+# the precipitation is snow (Jennings et al. 2018, Nat. Commun. 9, 1148); 5 mm of water are about
+# 5 cm of new snow.
+DEGREE_DAY, SNOWFALL_BELOW, SNOW_WATER = 0.004, 274.15, 0.005
+# Degrees between the plane of the orbit of Sentinel-1 and that of the equator.
+INCLINATION = 98.18
+
+NEEDS: dict[str, tuple[str, ...]] = {
+    "ndvi_filled": ("ndvi_filled",),
+    "open_water": ("fraction_water",),
+    "urban": ("fraction_urban",),
+    "dense_vegetation": ("ndvi",),
+    "snow": ("t2m", "tp"),
+    "frozen_soil": ("t2m",),
+    "steep_slope": ("slope",),
+    "layover_or_shadow": ("slope", "aspect_sin", "aspect_cos", "angle"),
+}
+"""Variables without which a flag cannot be determined."""
+
+HELPFUL = ("fraction_water", "fraction_urban", "fraction_tree", "fraction_snow")
+"""Static variables that layouts do not read, but flags do."""
+
+
+def undetermined(variables: Sequence[str]) -> list[str]:
+    """Return the flags that need a variable which is not among these."""
+    return [flag for flag, needed in NEEDS.items() if not {*needed} <= {*variables}]
+
+
+def ground_flags(values: Mapping[str, FloatArray], *, orbit: str, latitude: float) -> FlagArray:
+    """Flag open water, buildings, trees, permanent snow, steep slopes, layover and radar shadow.
+
+    Parameters
+    ----------
+    values
+        (y, x) static variables and ``angle`` of the acquisition in canonical units; those that are
+        missing are not looked at.
+    orbit
+        ``ascending`` or ``descending``; anything else leaves layover unflagged.
+    latitude
+        Of the block in degrees, for the direction in which the radar looks.
+    """
+    shape = next(iter(values.values())).shape
+    flags = np.zeros(shape, np.uint16)
+    above = {
+        "open_water": ("fraction_water", WATER_SHARE),
+        "urban": ("fraction_urban", URBAN_SHARE),
+        "dense_vegetation": ("fraction_tree", TREE_SHARE),
+        "snow": ("fraction_snow", SNOW_SHARE),
+        "steep_slope": ("slope", STEEP_SLOPE),
+    }
+    for flag, (name, limit) in above.items():
+        if name in values:
+            flags |= _mask(values[name] > limit, flag)
+    if orbit in ("ascending", "descending") and {*NEEDS["layover_or_shadow"]} <= {*values}:
+        flags |= _mask(_hidden(values, _look_azimuth(orbit, latitude)), "layover_or_shadow")
+    return flags
+
+
+def _look_azimuth(orbit: str, latitude: float) -> float:
+    """Direction in which the radar looks in degrees from north, without the turning of the Earth.
+
+    Sentinel-1 looks to the right of its track, which crosses a latitude at the azimuth of which
+    the sine is cos(inclination) / cos(latitude).
+    """
+    ratio = np.cos(np.radians(INCLINATION)) / np.cos(np.radians(latitude))
+    track = float(np.degrees(np.arcsin(np.clip(ratio, -1, 1))))
+    return 90 + track if orbit == "ascending" else 270 - track
+
+
+def _hidden(values: Mapping[str, FloatArray], look: float) -> npt.NDArray[np.bool_]:
+    """Whether slopes lean over the radar's line of sight, or lie in its shadow.
+
+    Both follow from the slope in the direction of the radar alone (Kropatsch and Strobl 1990, IEEE
+    Trans. Geosci. Remote Sens. 28, 98-107), as the mean of a pixel tells it.
+    """
+    aspect = np.arctan2(values["aspect_sin"], values["aspect_cos"])
+    towards = np.cos(aspect - np.radians(look + 180))
+    slope = np.degrees(np.arctan(np.tan(np.radians(values["slope"])) * towards))
+    angle = values["angle"]
+    hidden: npt.NDArray[np.bool_] = (slope > angle) | (slope < angle - 90)
+    return hidden
+
+
+def season_flags(series: Mapping[str, SeriesBlock], *, day: int) -> FlagArray:
+    """Flag frost, snow, dense vegetation and filled NDVI, of (y, x) pixels.
+
+    Parameters
+    ----------
+    series
+        Windows of ``ndvi``, ``t2m``, ``tp`` and, where there is one, ``ndvi_filled``.
+    day
+        Position of the acquisition's day in the windows of the weather.
+    """
+    t2m, tp, ndvi = (series[name].values for name in ("t2m", "tp", "ndvi"))
+    weather = _mask(t2m[day] <= FREEZING, "frozen_soil")
+    weather |= _mask(snow_water(t2m[: day + 1], tp[: day + 1]) >= SNOW_WATER, "snow")
+    green = _mask(ndvi[-1] > DENSE_NDVI, "dense_vegetation")
+    if "ndvi_filled" in series:
+        filled = np.nan_to_num(series["ndvi_filled"].values, nan=1.0).mean(axis=0)
+        green |= _mask(filled > FILLED_SHARE, "ndvi_filled")
+    return _on_pixels(weather, series["t2m"]) | _on_pixels(green, series["ndvi"])
+
+
+def snow_water(t2m: FloatArray, tp: FloatArray) -> FloatArray:
+    """Water in the snow [m] after the last of some days, by a degree-day model without start.
+
+    Parameters
+    ----------
+    t2m, tp
+        (days, ...) mean temperature [K] and precipitation [m]; missing days change nothing.
+    """
+    water = np.zeros(t2m.shape[1:], np.float32)
+    for temperature, rain in zip(np.nan_to_num(t2m, nan=FREEZING), np.nan_to_num(tp), strict=True):
+        water += np.where(temperature < SNOWFALL_BELOW, rain, np.float32(0))
+        water -= np.float32(DEGREE_DAY) * np.maximum(temperature - np.float32(FREEZING), 0)
+        np.maximum(water, 0, out=water)
+    return water
+
+
+def acquisition_day(times: pd.DatetimeIndex, first_days: pd.DatetimeIndex) -> list[int]:
+    """Position of the days of acquisitions in windows of weather that begin on the given days."""
+    return [int(days) for days in (times.normalize() - first_days).days]
+
+
+def _mask(where: npt.NDArray[np.bool_], flag: str) -> FlagArray:
+    return np.where(where, np.uint16(FLAGS[flag]), np.uint16(0))
+
+
+def _on_pixels(flags: FlagArray, cells: SeriesBlock) -> FlagArray:
+    return flags[np.ix_(cells.row, cells.column)]

@@ -1,0 +1,233 @@
+"""The frame of a batch job: configuration, progress, summary and exit code.
+
+A job says on standard output, in one line of JSON, and in a file what it did, also when it failed.
+Progress and errors go to standard error.
+"""
+
+import json
+import platform
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from smgrid import __version__
+from smgrid.cube.inspect import inspect
+from smgrid.cube.progress import Progress
+from smgrid.cube.storage import StorePath
+from smgrid.errors import ConfigError, SmgridError, StoreError
+from smgrid.yamltext import check_model, read_yaml
+
+__all__ = ["Job", "JobConfig", "Stage", "run_job"]
+
+_LINE_S = 30.0
+_TERMINAL_S = 0.2
+_PACKAGES = ("dask", "distributed", "numpy", "torch", "xarray", "zarr")
+_SHOWN = 1000  # failures in a summary; the store lists all of them
+_INTERRUPTED = 130  # what shells give for a process that was interrupted
+
+
+class JobConfig(BaseModel):
+    """What every job has: where it runs, and where it says what it did."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    scheduler: str = Field(
+        "threads",
+        description="threads, synchronous, local, tcp://HOST:PORT, slurm, kubernetes or gateway",
+    )
+    cluster: dict[str, Any] = Field({}, description="options of the scheduler, see open_scheduler")
+    summary: Path | None = Field(None, description="JSON file to write, default beside the store")
+
+
+Config = TypeVar("Config", bound=JobConfig)
+
+
+@dataclass
+class Stage:
+    """The units of one store: what was there, what was written, and what failed."""
+
+    what: str
+    store: str
+    seconds: float = 0.0
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Whatever else is worth telling."""
+    _begun: dict[str, int] = field(default_factory=dict)
+    _done: dict[str, int] = field(default_factory=dict)
+    _total: dict[str, int] = field(default_factory=dict)
+    _failed: list[dict[str, str]] = field(default_factory=list)
+    _written: int | None = None
+    _shown: float = 0.0
+
+    def progress(self, event: Progress) -> None:
+        """Count an event of a writer, and show it now and then."""
+        self._begun.setdefault(event.group, event.done)
+        self._done[event.group] = event.done
+        self._total[event.group] = event.total
+        terminal = sys.stderr.isatty()
+        now = time.monotonic()
+        if now - self._shown >= (_TERMINAL_S if terminal else _LINE_S):
+            self._shown = now
+            text = f"{self.what}: {sum(self._done.values())} of {sum(self._total.values())} units"
+            sys.stderr.write(f"\r{text}" if terminal else f"{_now()} {text}\n")
+            sys.stderr.flush()
+
+    def finish(self, report: Any) -> None:
+        """Take over what a `WriteReport` or `UpdateReport` says."""
+        self._total = {"": report.total}
+        self._written = report.written
+        self._failed = [
+            {"unit": unit.unit, "reason": unit.reason} for unit in getattr(report, "failed", ())
+        ]
+
+    def summary(self) -> dict[str, Any]:
+        """Return what is known of the stage."""
+        total = sum(self._total.values())
+        written = sum(self._done.values()) - sum(self._begun.values())
+        if self._written is not None:
+            written = self._written
+        failed = len(self._failed)
+        skipped = sum(self._begun.values()) if self._written is None else total - written - failed
+        units = {"total": total, "written": written, "skipped": skipped, "failed": failed}
+        return {
+            "what": self.what,
+            "store": self.store,
+            "units": units,
+            "failures": self._failed[:_SHOWN],
+            "seconds": round(self.seconds, 3),
+            **_store_facts(self.store),
+            **self.facts,
+        }
+
+
+class Job:
+    """What a running job has done so far."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.stages: list[Stage] = []
+        self.facts: dict[str, Any] = {}
+        self.summary_path: Path | None = None
+
+    @contextmanager
+    def stage(self, what: str, store: StorePath) -> Iterator[Stage]:
+        """Do one stage inside the block; the first one says where the summary is by default."""
+        stage = Stage(what, str(store))
+        self.stages.append(stage)
+        if self.summary_path is None and "://" not in stage.store:
+            self.summary_path = Path(f"{stage.store.rstrip('/')}.{self.name}.json")
+        start = time.monotonic()
+        try:
+            yield stage
+        except SmgridError as error:
+            if getattr(error, "report", None) is not None:
+                stage.finish(error.report)  # type: ignore[attr-defined]
+            raise
+        finally:
+            stage.seconds = time.monotonic() - start
+
+
+def run_job(name: str, usage: str, model: type[Config], work: Callable[[Config, Job], None]) -> int:
+    """Read the command line, do the work, and tell what was done.
+
+    Parameters
+    ----------
+    name
+        Of the job, in its summary.
+    usage
+        What to say when the command line is not one configuration file.
+    model
+        Of the configuration.
+    work
+        What the job does; it adds stages to the `Job`.
+
+    Returns
+    -------
+    int
+        The exit code: that of the error of smgrid, 1 for an unexpected one, 0 when all is done.
+    """
+    if len(sys.argv) != 2:
+        sys.stderr.write(f"{usage}\n")
+        return ConfigError.exit_code
+    job, path = Job(name), Path(sys.argv[1])
+    started, clock = _now(), time.monotonic()
+    code, error = 0, ""
+    try:
+        config = check_model(read_yaml(path), model)
+        job.summary_path = config.summary
+        work(config, job)
+    except SmgridError as cause:
+        code, error = cause.exit_code, str(cause)
+        sys.stderr.write(f"error: {cause}\n")
+    except KeyboardInterrupt:
+        code, error = _INTERRUPTED, "interrupted; run again to resume"
+        sys.stderr.write(f"error: {error}\n")
+    except Exception as cause:  # noqa: BLE001 (told like any other, and where it came from)
+        code, error = 1, f"{type(cause).__name__}: {cause}"
+        traceback.print_exc()
+    summary = {
+        "job": name,
+        "config": str(path),
+        "status": "failed" if code else "done",
+        "exit_code": code,
+        "error": error,
+        "started": started,
+        "seconds": round(time.monotonic() - clock, 3),
+        "stages": [stage.summary() for stage in job.stages],
+        **job.facts,
+        "versions": _versions(),
+    }
+    return _tell(summary, job) or code
+
+
+def _tell(summary: Mapping[str, Any], job: Job) -> int:
+    """Write the summary and a line for people; return the exit code if that fails."""
+    written = sum(stage["units"]["written"] for stage in summary["stages"])
+    if summary["status"] == "done" and job.stages:
+        text = f"{written} units written" if written else "nothing to do, all units were there"
+        sys.stderr.write(f"{job.name}: {text}\n")
+    sys.stdout.write(json.dumps(summary) + "\n")
+    if job.summary_path is None:
+        return 0
+    if not job.summary_path.parent.is_dir():
+        return 0  # of a job that has made nothing
+    try:
+        job.summary_path.write_text(json.dumps(summary, indent=1) + "\n")
+    except OSError as cause:
+        sys.stderr.write(f"error: summary: {job.summary_path} cannot be written: {cause}\n")
+        return StoreError.exit_code
+    return 0
+
+
+def _store_facts(path: str) -> dict[str, Any]:
+    """Return size and digest of a store, as far as it is there."""
+    with suppress(SmgridError):
+        report = inspect(path)
+        digest = report.provenance.get("smgrid_manifest_sha256")
+        return {"status": report.status, "bytes": report.nbytes, "digest": digest}
+    return {"status": "none", "bytes": 0, "digest": None}
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "smgrid": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in _PACKAGES},
+    }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def say(text: str, items: Sequence[str] = ()) -> None:
+    """Tell people something that is no error."""
+    sys.stderr.write(f"{text}{': ' if items else ''}{', '.join(items)}\n")

@@ -1,0 +1,137 @@
+import numpy as np
+import pytest
+
+from smgrid.features.assemble import SeriesBlock
+from smgrid.inference.quality import (
+    FLAGS,
+    ground_flags,
+    season_flags,
+    snow_water,
+    undetermined,
+)
+
+
+def flagged(flags, name):
+    return (flags & FLAGS[name]) > 0
+
+
+def ground(**values):
+    return {name: np.full((1, 1), value, np.float32) for name, value in values.items()}
+
+
+def test_flags_are_single_bits_of_a_16_bit_mask():
+    bits = list(FLAGS.values())
+    assert all(bit & (bit - 1) == 0 for bit in bits)
+    assert len(set(bits)) == len(bits)
+    assert sum(bits) < 0xFFFF  # the fill value of an unwritten shard is no combination of flags
+
+
+@pytest.mark.parametrize(
+    ("flag", "name", "clear", "set_"),
+    [
+        ("open_water", "fraction_water", 0.05, 0.06),
+        ("urban", "fraction_urban", 0.25, 0.26),
+        ("dense_vegetation", "fraction_tree", 0.5, 0.51),
+        ("snow", "fraction_snow", 0.05, 0.06),
+        ("steep_slope", "slope", 10, 10.1),
+    ],
+)
+def test_thresholds_of_the_ground(flag, name, clear, set_):
+    def found(value):
+        return flagged(ground_flags(ground(**{name: value}), orbit="", latitude=50), flag).item()
+
+    assert not found(clear)
+    assert found(set_)
+    assert not found(np.nan)
+
+
+def local_incidence(slope, aspect, angle, look):
+    """Angle between the surface normal and the line to the radar, by vectors."""
+    s, a, t, k = np.radians([slope, aspect, angle, look])
+    normal = np.array([np.sin(s) * np.sin(a), np.sin(s) * np.cos(a), np.cos(s)])
+    radar = np.array([-np.sin(t) * np.sin(k), -np.sin(t) * np.cos(k), np.cos(t)])
+    return np.degrees(np.arccos(normal @ radar))
+
+
+@pytest.mark.parametrize(("orbit", "west"), [("ascending", True), ("descending", False)])
+def test_slopes_towards_the_radar_are_in_layover(orbit, west):
+    """An ascending Sentinel-1 flies north and looks east: it sees western slopes steeply."""
+
+    def hidden(aspect, slope=45.0, angle=35.0):
+        rad = np.radians(aspect)
+        values = ground(slope=slope, aspect_sin=np.sin(rad), aspect_cos=np.cos(rad), angle=angle)
+        flags = ground_flags(values, orbit=orbit, latitude=50.8)
+        return flagged(flags, "layover_or_shadow").item()
+
+    facing, averted = (270, 90) if west else (90, 270)
+    assert hidden(facing)
+    assert not hidden(averted)
+    assert hidden(averted, slope=60, angle=40)  # in the shadow of its own hill
+    assert not hidden(facing, slope=30)
+    assert not hidden(0)
+
+
+def test_shadow_begins_where_the_ray_grazes_the_slope():
+    look = 90 - 12.99  # of the ascending track at 50.8 degrees
+    for slope, expected in ((54, False), (57, True)):
+        away = local_incidence(slope, look, 35, look)
+        assert (away > 90) == expected
+        rad = np.radians(look)
+        values = ground(slope=slope, aspect_sin=np.sin(rad), aspect_cos=np.cos(rad), angle=35)
+        flags = ground_flags(values, orbit="ascending", latitude=50.8)
+        assert flagged(flags, "layover_or_shadow").item() == expected
+
+
+def test_an_unknown_orbit_leaves_layover_open():
+    values = ground(slope=80, aspect_sin=-1, aspect_cos=0, angle=35)
+    assert not flagged(ground_flags(values, orbit="", latitude=50), "layover_or_shadow").any()
+
+
+def test_snow_falls_in_the_cold_and_melts_in_the_warm():
+    t2m = np.array([270, 270, 280, 275.15, 290], np.float32)[:, None, None]
+    tp = np.array([0.01, 0.01, 0.5, 0, 0], np.float32)[:, None, None]
+    waters = [snow_water(t2m[: n + 1], tp[: n + 1]).item() for n in range(5)]
+    # 4 mm per kelvin and day: 6.85 K melt 27.4 mm, more than there is
+    np.testing.assert_allclose(waters, [0.01, 0.02, 0, 0, 0], atol=1e-6)
+    mild = np.array([270, 274.15], np.float32)[:, None, None]
+    kept = snow_water(mild, np.array([0.01, 0], np.float32)[:, None, None]).item()
+    assert kept == pytest.approx(0.006, abs=1e-6)
+    gap = np.array([270, np.nan], np.float32)[:, None, None]
+    assert snow_water(gap, gap * 0 + 0.01).item() == pytest.approx(0.01)
+
+
+def season(t2m, tp, ndvi, **more):
+    rows, columns = np.array([0, 0, 1]), np.array([0, 1, 1, 1])
+
+    def block(values):
+        cells = np.zeros((len(values), 2, 2), np.float32) + np.float32(values)[:, None, None]
+        return SeriesBlock(cells, rows, columns)
+
+    series = {"t2m": t2m, "tp": tp, "ndvi": ndvi, **more}
+    return {name: block(np.asarray(values)) for name, values in series.items()}
+
+
+def test_frost_snow_and_vegetation_of_the_season():
+    series = season([280, 270, 290], [0, 0.01, 0], [0.9, 0.2])
+    series["ndvi"].values[-1, 1, 1] = 0.8
+    flags = season_flags(series, day=1)
+    assert flags.shape == (3, 4)
+    assert flagged(flags, "frozen_soil").all()
+    assert flagged(flags, "snow").all()
+    dense = np.zeros((3, 4), bool)
+    dense[2, 1:] = True
+    np.testing.assert_array_equal(flagged(flags, "dense_vegetation"), dense)
+    later = season_flags(series, day=2)
+    assert not flagged(later, "frozen_soil").any()
+    assert not flagged(later, "snow").any()
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.5, False), (0.6, True), (np.nan, True)])
+def test_ndvi_that_was_mostly_filled(share, expected):
+    series = season([280], [0], [0.2, 0.2], ndvi_filled=[share, share])
+    assert flagged(season_flags(series, day=0), "ndvi_filled").all() == expected
+
+
+def test_flags_without_their_variables_are_undetermined():
+    found = undetermined(["slope", "t2m", "tp", "ndvi"])
+    assert found == ["ndvi_filled", "open_water", "urban", "layover_or_shadow"]
