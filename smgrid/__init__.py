@@ -11,19 +11,24 @@ __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
     from smgrid.catalog import open_catalog
+    from smgrid.cluster import open_scheduler
     from smgrid.cube.build import load_cube
     from smgrid.cube.icechunk_store import list_snapshots, open_icechunk, write_icechunk
     from smgrid.cube.inspect import inspect
+    from smgrid.cube.extend_map import extend_map
     from smgrid.cube.store import open_cube, open_map, write_cube
+    from smgrid.cube.overviews import write_overviews
     from smgrid.cube.update import update_cube
     from smgrid.cube.verify import drop_damaged, verify
     from smgrid.export.cog import write_cogs
     from smgrid.export.netcdf import write_netcdf
+    from smgrid.export.replay import map_manifest, replay
     from smgrid.export.stac import write_stac
     from smgrid.export.zarr2 import write_zarr2
     from smgrid.features.layout import FeatureLayout, get_layout
     from smgrid.grid import ease_grid, make_grid
     from smgrid.inference.predict import predict
+    from smgrid.inference.regular import regular_product
     from smgrid.metrics import Scores, score
     from smgrid.models.applicability import Applicability
     from smgrid.models.bundle import load_ensemble, save_ensemble
@@ -53,16 +58,21 @@ _HOME = {
     "smgrid.cube.build": ("load_cube",),
     "smgrid.cube.icechunk_store": ("list_snapshots", "open_icechunk", "write_icechunk"),
     "smgrid.cube.inspect": ("inspect",),
+    "smgrid.cluster": ("open_scheduler",),
+    "smgrid.cube.extend_map": ("extend_map",),
+    "smgrid.cube.overviews": ("write_overviews",),
     "smgrid.cube.store": ("open_cube", "open_map", "write_cube"),
     "smgrid.cube.update": ("update_cube",),
     "smgrid.cube.verify": ("drop_damaged", "verify"),
     "smgrid.export.cog": ("write_cogs",),
     "smgrid.export.netcdf": ("write_netcdf",),
+    "smgrid.export.replay": ("map_manifest", "replay"),
     "smgrid.export.stac": ("write_stac",),
     "smgrid.export.zarr2": ("write_zarr2",),
     "smgrid.features.layout": ("FeatureLayout", "get_layout"),
     "smgrid.grid": ("ease_grid", "make_grid"),
     "smgrid.inference.predict": ("predict",),
+    "smgrid.inference.regular": ("regular_product",),
     "smgrid.models.applicability": ("Applicability",),
     "smgrid.models.calibration": ("Calibration",),
     "smgrid.models.bundle": ("load_ensemble", "save_ensemble"),
@@ -92,8 +102,8 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [  # noqa: RUF022
     "Applicability",
     "Calibration",
-    "FeatureLayout",
     "Ensemble",
+    "FeatureLayout",
     "FitPlan",
     "MSDA",
     "Samples",
@@ -111,6 +121,7 @@ __all__ = [  # noqa: RUF022
     "drop_leaks",
     "ease_grid",
     "epoch_bar",
+    "extend_map",
     "find_gaps",
     "finetune",
     "fit",
@@ -124,17 +135,21 @@ __all__ = [  # noqa: RUF022
     "load_ensemble",
     "log_to_tensorboard",
     "make_grid",
+    "map_manifest",
     "merge_sites",
     "open_catalog",
     "open_cube",
     "open_icechunk",
     "open_map",
     "open_samples",
+    "open_scheduler",
     "open_stations",
     "predict",
     "predict_samples",
     "pretrain",
     "read_published_csv",
+    "regular_product",
+    "replay",
     "save_ensemble",
     "score",
     "select_sites",
@@ -149,6 +164,7 @@ __all__ = [  # noqa: RUF022
     "write_cube",
     "write_icechunk",
     "write_netcdf",
+    "write_overviews",
     "write_published_csv",
     "write_samples",
     "write_stac",

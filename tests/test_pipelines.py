@@ -1,37 +1,233 @@
+"""The batch jobs as an operator runs them: one file, one command, a summary and an exit code."""
+
+import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import xarray as xr
+
+import smgrid
+from smgrid.errors import StoreError
+from smgrid.yamltext import check_model, read_yaml
+from tests.networks import make_ensemble
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPT = ROOT / "pipelines" / "map_region.py"
+FOLDER = ROOT / "pipelines"
+JOBS = ("build_cube", "map_soil_moisture", "update", "map_region")
+
+BUILD = """
+bbox: [{bbox}]
+period: [{start}, {middle}]
+scenes: [{scenes}, {middle}]
+catalog: world/catalog.yml
+tile: 16
+cube: cube.zarr
+"""
+MAP = "cube: cube.zarr\nensemble: ensemble\ntile: 16\nmap: sm.zarr\n"
+UPDATE = "cube: cube.zarr\nuntil: {end}\nensemble: ensemble\nmap: sm.zarr\n"
 
 
-def run(*args, cwd):
-    command = [sys.executable, str(SCRIPT), *args]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a job in this process; returns its exit code, its summary and what it said."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+    def start(job, *args, cwd):
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", [job, *args])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(FOLDER / f"{job}.py"), run_name="__main__")
+        out, err = capsys.readouterr()
+        return ended.value.code, json.loads(out) if out else {}, err
+
+    return start
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("job", "text", "message"),
     [
-        ("period: [2021-01-01, 2022-03-01]\nmap: sm.zarr\n", "cube"),
-        ("periods: [2021-01-01, 2022-03-01]\ncube: c.zarr\nmap: sm.zarr\n", "line 1"),
-        ("period: [2021-01-01, 2022-03-01]\ncube: c.zarr\nmap: m.zarr\ncatalog: no.yml\n", "bbox"),
+        ("map_region", "period: [2021-01-01, 2022-03-01]\nmap: sm.zarr\n", "cube"),
+        ("map_region", "periods: [2021-01-01, 2022-03-01]\ncube: c\nmap: m\n", "line 1"),
+        ("build_cube", "period: [2021-01-01, 2022-03-01]\ncube: c.zarr\ncatalog: no.yml\n", "bbox"),
+        ("build_cube", "period: [1, 2]\nscheduler: 7\ncube: c\n", "line 2: scheduler"),
+        ("map_soil_moisture", "cube: c.zarr\n", "map: is missing"),
+        ("update", "cube: c.zarr\nuntil: 2022-01-01\nprovisional_days: -1\n", "line 3"),
     ],
 )
-def test_a_bad_job_is_one_message_and_exit_code_2(text, message, tmp_path):
+def test_a_bad_job_is_one_message_and_exit_code_2(job, text, message, tmp_path, run):
     (tmp_path / "job.yml").write_text(text)
-    result = run("job.yml", cwd=tmp_path)
-    assert result.returncode == 2
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
+    code, summary, err = run(job, "job.yml", cwd=tmp_path)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+    assert (summary["status"], summary["exit_code"]) == ("failed", 2)
+    assert message in summary["error"]
     assert [p.name for p in tmp_path.iterdir()] == ["job.yml"]
 
 
-def test_a_missing_job_or_argument(tmp_path):
-    assert run("nowhere.yml", cwd=tmp_path).returncode == 2
-    usage = run(cwd=tmp_path)
-    assert usage.returncode == 2
-    assert "python pipelines/map_region.py config.yml" in usage.stderr
+@pytest.mark.parametrize("job", JOBS)
+def test_a_missing_argument(job, tmp_path, run):
+    code, _, err = run(job, cwd=tmp_path)
+    assert code == 2
+    assert f"python pipelines/{job}.py config.yml" in err
+
+
+@pytest.mark.slow
+def test_a_missing_file_as_an_operator_meets_it(tmp_path):
+    command = [sys.executable, str(FOLDER / "map_region.py"), "nowhere.yml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "error: nowhere.yml: cannot be read" in done.stderr
+    assert json.loads(done.stdout)["exit_code"] == 2
+
+
+@pytest.mark.parametrize(
+    "example", ["build_cube_example", "map_example", "update_example", "example"]
+)
+def test_examples_are_understood(example, monkeypatch):
+    path = FOLDER / f"{example}.yml"
+    (job,) = [name for name in JOBS if f"pipelines/{name}.py" in path.read_text().splitlines()[0]]
+    monkeypatch.syspath_prepend(str(FOLDER))
+    config = check_model(read_yaml(path), runpy.run_path(str(FOLDER / f"{job}.py"))["Config"])
+    assert config.scheduler
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A world of one month and an ensemble."""
+    folder = tmp_path_factory.mktemp("jobs")
+    world = smgrid.simulate_world(folder / "world", size_km=2, months=1, spacing=50, stations=1)
+    smgrid.save_ensemble(make_ensemble(sizes=((1, 4),), layout="smgrid-1"), folder / "ensemble")
+    box = world.grid.extent.to_crs("EPSG:4326").boundingbox
+    ends = (world.period.start, world.scenes.start, world.scenes.end)
+    days = dict(zip(("start", "scenes", "end"), (f"{day:%Y-%m-%d}" for day in ends), strict=True))
+    middle = days["scenes"][:8] + "15"
+    facts = {**days, "middle": middle, "bbox": ", ".join(f"{edge:.5f}" for edge in box)}
+    for name, text in (("build", BUILD), ("map", MAP), ("update", UPDATE)):
+        (folder / f"{name}.yml").write_text(text.format(**facts))
+    return folder
+
+
+@pytest.fixture
+def job(folder, run):
+    return lambda name, config: run(name, config, cwd=folder)
+
+
+def files_of(path):
+    return {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+def written(summary):
+    return [stage["units"]["written"] for stage in summary["stages"]]
+
+
+@pytest.mark.slow
+def test_build_cube_and_map_it_twice(folder, job):
+    for name, config, store in (
+        ("build_cube", "build.yml", "cube.zarr"),
+        ("map_soil_moisture", "map.yml", "sm.zarr"),
+    ):
+        code, summary, err = job(name, config)
+        assert code == 0, err
+        (stage,) = summary["stages"]
+        units = stage["units"]
+        assert units["written"] == units["total"] > 0
+        assert (units["skipped"], units["failed"], stage["failures"]) == (0, 0, [])
+        report = smgrid.inspect(folder / store)
+        assert (stage["status"], stage["bytes"]) == ("complete", report.nbytes)
+        assert stage["digest"] == report.provenance["smgrid_manifest_sha256"]
+        assert summary["versions"]["smgrid"] == smgrid.__version__
+        assert json.loads((folder / f"{store}.{name}.json").read_text()) == summary
+        before = files_of(folder / store)
+        code, summary, err = job(name, config)
+        assert code == 0
+        assert written(summary) == [0]
+        assert summary["stages"][0]["units"]["skipped"] == units["total"]
+        assert f"{name}: nothing to do, all units were there" in err
+        assert files_of(folder / store) == before
+
+
+@pytest.mark.slow
+def test_update_adds_the_new_acquisitions_and_leaves_the_older_alone(folder, job, monkeypatch):
+    before = files_of(folder / "sm.zarr")
+    times = smgrid.open_map(folder / "sm.zarr").time.values
+    code, summary, err = job("update", "update.yml")
+    assert code == 0, err
+    cube, sm = summary["stages"]
+    added = sm["added"]["/"]
+    assert cube["added"]["/base"] == added
+    updated = smgrid.open_map(folder / "sm.zarr")
+    assert updated.time.size == times.size + len(added)
+    assert (updated.time.values[: times.size] == times).all()
+    shards = {path: content for path, content in before.items() if "/c/" in str(path)}
+    old = {p: c for p, c in shards.items() if p.parts[-4:-3] == ("c",)}  # (time, y, x)
+    after = files_of(folder / "sm.zarr")
+    assert old
+    assert old.items() <= after.items()
+    per_date = sm["units"]["total"] // updated.time.size
+    assert sm["units"]["written"] == per_date * len(added)
+    assert smgrid.verify(folder / "sm.zarr").ok
+    code, summary, _ = job("update", "update.yml")
+    assert (code, written(summary)) == (0, [0, 0])
+    assert files_of(folder / "sm.zarr") == after
+    # A map of all of it at once is the same one.
+    monkeypatch.chdir(folder)
+    whole = smgrid.predict(smgrid.open_cube("cube.zarr"), smgrid.load_ensemble("ensemble"))
+    smgrid.write_cube(whole, "whole.zarr", shard=16)
+    xr.testing.assert_equal(updated.load(), smgrid.open_map("whole.zarr").load())
+
+
+@pytest.mark.slow
+def test_a_job_that_fails_says_what_it_did(folder, job, monkeypatch):
+    text = (folder / "build.yml").read_text().replace("cube.zarr", "broken.zarr")
+    (folder / "broken.yml").write_text(text + "summary: broken.json\n")
+    write = smgrid.cube.writing.write_bytes
+
+    def fail(store, key, content):
+        if key.startswith("base/vh/c/0/"):
+            raise StoreError("no more room")
+        write(store, key, content)
+
+    monkeypatch.setattr("smgrid.cube.writing.write_bytes", fail)
+    monkeypatch.setenv("SMGRID_RETRY_PAUSES", "none")
+    code, summary, err = job("build_cube", "broken.yml")
+    assert code == StoreError.exit_code
+    assert "no more room" in err
+    assert "no more room" in summary["error"]
+    (stage,) = summary["stages"]
+    units = stage["units"]
+    assert stage["status"] == "incomplete"
+    assert units["skipped"] == 0
+    assert units["written"] < units["total"]
+    assert json.loads((folder / "broken.json").read_text()) == summary
+    monkeypatch.setattr("smgrid.cube.writing.write_bytes", write)
+    code, again, _ = job("build_cube", "broken.yml")
+    assert code == 0
+    assert again["stages"][0]["units"]["skipped"] >= units["written"]
+
+
+@pytest.mark.slow
+def test_map_region_does_both(folder, job):
+    build = (folder / "build.yml").read_text().replace("cube.zarr", "both.zarr")
+    (folder / "both.yml").write_text(f"{build}ensemble: ensemble\nmap: both_sm.zarr\n")
+    code, summary, err = job("map_region", "both.yml")
+    assert code == 0, err
+    assert [stage["what"] for stage in summary["stages"]] == ["cube", "map"]
+    assert all(written(summary))
+    code, summary, _ = job("map_region", "both.yml")
+    assert (code, written(summary)) == (0, [0, 0])
+
+
+def test_an_unexpected_failure_is_told_as_well(folder, job, monkeypatch):
+    def fail(*args, **options):
+        raise ZeroDivisionError("what is this")
+
+    monkeypatch.setattr("smgrid.open_cube", fail)
+    code, summary, err = job("map_soil_moisture", "map.yml")
+    assert code == 1
+    assert summary["error"] == "ZeroDivisionError: what is this"
+    assert "Traceback" in err

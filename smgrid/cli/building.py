@@ -3,17 +3,18 @@
 from dataclasses import asdict
 from math import nan
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from smgrid.cli.application import app
 from smgrid.cli.console import OUT, UnitBars, print_rows, progress_bar, say, say_report
-from smgrid.errors import ConfigError
+from smgrid.errors import ConfigError, StoreError
 
 Convention = Literal["sigma0", "gamma0"]
 Window = Literal["causal", "published"]
 Layout = Literal["smgrid-1", "released-9km", "published"]
+Value = Literal["mean", "last"]
 
 
 @app.command()
@@ -172,23 +173,97 @@ def map_(
     as_of: Annotated[
         str | None, typer.Option(help="A date, or 'acquisition', for runs near real time.")
     ] = None,
+    interval: Annotated[
+        float | None,
+        typer.Option(help="Share of the truth in the interval; default 0.9 if calibrated."),
+    ] = None,
+    quantile: Annotated[
+        list[float] | None, typer.Option(help="Of the members, such as 0.05; repeat for several.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where networks run: cpu, cuda or cuda:1.")] = "cpu",
 ) -> None:
-    """Map an ensemble over a cube and write soil moisture, spread and flags.
+    """Map an ensemble over a cube: soil moisture, how sure it is, and flags.
 
     Example: smgrid map cube.zarr --ensemble densesm-9km --out soil_moisture.zarr
     """
     from smgrid.cube.store import open_cube, write_cube
+    from smgrid.export.replay import map_manifest
     from smgrid.inference.coverage import require_values
     from smgrid.inference.predict import predict
     from smgrid.models.bundle import load_ensemble
 
     cube = open_cube(store)
     model = load_ensemble(ensemble, layout=layout)
-    sm = predict(cube, model, as_of=as_of, window=window)
+    call: dict[str, Any] = {"as_of": as_of, "window": window, "interval": interval}
+    call["quantiles"] = quantile or ()
+    sm = predict(cube, model, **call, device=device)
     require_values(sm, cube, layout=model.layout)
+    manifest = map_manifest(store, model, ensemble_path=ensemble, call=call)
     with progress_bar() as bar:
-        report = write_cube(sm, out, progress=UnitBars(bar))
+        report = write_cube(sm, out, progress=UnitBars(bar), manifest=manifest)
     say_report(out, report)
+
+
+@app.command()
+def overviews(
+    store: Annotated[str, typer.Argument(help="Map: a folder or a URL.")],
+    smallest: Annotated[int, typer.Option(help="Edge in pixels at which to stop.")] = 256,
+) -> None:
+    """Add coarser levels to a map, for tools that show it at any scale.
+
+    Example: smgrid overviews soil_moisture.zarr
+    """
+    from smgrid.cube.overviews import write_overviews
+
+    with progress_bar() as bar:
+        report = write_overviews(store, smallest=smallest, progress=UnitBars(bar))
+    say_report(report.path, report)
+
+
+@app.command()
+def regular(
+    store: Annotated[str, typer.Argument(help="Map of acquisitions: a folder or a URL.")],
+    out: Annotated[str, typer.Option(help="Zarr store to write: a folder or a URL.")],
+    period: Annotated[str, typer.Option(help="8D, 1D, 1MS or any step that pandas knows.")] = "8D",
+    value: Annotated[Value, typer.Option(help="Mean or last of the acquisitions.")] = "mean",
+    max_age: Annotated[float, typer.Option(help="Days that a value may be carried on.")] = 0.0,
+    within: Annotated[
+        tuple[str, str] | None, typer.Option(help="First and last day; default: those of the map.")
+    ] = None,
+) -> None:
+    """Turn the irregular acquisitions of a map into regular steps, with the age of each value.
+
+    Example: smgrid regular soil_moisture.zarr --out soil_moisture_8d.zarr
+    """
+    from smgrid.cube.store import open_map, write_cube
+    from smgrid.inference.regular import regular_product
+
+    steps = regular_product(
+        open_map(store), period=period, value=value, max_age=max_age, within=within
+    )
+    with progress_bar() as bar:
+        report = write_cube(steps, out, progress=UnitBars(bar))
+    say_report(out, report)
+
+
+@app.command()
+def replay(
+    store: Annotated[str, typer.Argument(help="Map that smgrid wrote: a folder or a URL.")],
+    out: Annotated[str, typer.Option(help="Zarr store of the new map: a folder or a URL.")],
+    cube: Annotated[str | None, typer.Option(help="Where the cube is now, if moved.")] = None,
+    ensemble: Annotated[str | None, typer.Option(help="The same of the ensemble.")] = None,
+) -> None:
+    """Make a map again from what its manifest says; exit code 4 unless every byte is the same.
+
+    Example: smgrid replay soil_moisture.zarr --out again.zarr
+    """
+    from smgrid.export.replay import replay as replay_map
+
+    with progress_bar() as bar:
+        report = replay_map(store, out, cube=cube, ensemble=ensemble, progress=UnitBars(bar))
+    say(str(report))
+    if not report.ok:
+        raise typer.Exit(StoreError.exit_code)
 
 
 @app.command()

@@ -21,23 +21,6 @@ _TIME_ENCODING = {
     "calendar": "proleptic_gregorian",
     "dtype": "int64",
 }
-# Zarr conventions by their registered identifiers, https://github.com/zarr-conventions.
-_GEO_CONVENTIONS = [
-    {
-        "uuid": "f17cb550-5864-4468-aeb7-f3180cfb622f",
-        "name": "proj:",
-        "schema_url": "https://raw.githubusercontent.com/zarr-experimental/geo-proj/refs/tags/v1/schema.json",
-        "spec_url": "https://github.com/zarr-experimental/geo-proj/blob/v1/README.md",
-        "description": "Coordinate reference system information for geospatial data",
-    },
-    {
-        "uuid": "689b58e2-cf7b-45e0-9fff-9cfc0883d6b4",
-        "name": "spatial:",
-        "schema_url": "https://raw.githubusercontent.com/zarr-conventions/spatial/refs/tags/v1/schema.json",
-        "spec_url": "https://github.com/zarr-conventions/spatial/blob/v1/README.md",
-        "description": "Spatial coordinate information",
-    },
-]
 
 
 def group_grid(ds: xr.Dataset, *, where: str) -> GeoBox | None:
@@ -83,9 +66,10 @@ def disk_coords(ds: xr.Dataset, grid: GeoBox | None, *, where: str) -> dict[Hash
         If one has several dims, or dates that are missing, unordered or finer than a second.
     """
     axes = {} if grid is None else grid_coords(grid)
+    bounds = bounds_of(ds)
     coords: dict[Hashable, xr.Variable] = {}
     for name, coord in ds.coords.items():
-        if coord.ndim > 1:
+        if coord.ndim > 1 and name not in bounds:
             msg = (
                 f"{where}: the coordinate {name} has the dims {coord.dims}, expected one at most; "
                 "drop it (drop_vars) or make it a variable (reset_coords)"
@@ -97,6 +81,11 @@ def disk_coords(ds: xr.Dataset, grid: GeoBox | None, *, where: str) -> dict[Hash
         crs = axes[CRS_NAME].variable.copy()
         coords[CRS_NAME] = xr.Variable((), crs.values, json_attrs(crs.attrs, where=where))
     return coords
+
+
+def bounds_of(ds: xr.Dataset) -> frozenset[Any]:
+    """Return the coordinates that hold the bounds of another one, as CF's ``bounds`` says."""
+    return frozenset(c.attrs["bounds"] for c in ds.coords.values() if "bounds" in c.attrs)
 
 
 def _disk_coord(coord: xr.DataArray, axis: xr.DataArray | None, *, where: str) -> xr.Variable:
@@ -161,25 +150,6 @@ def _check_dates(coord: xr.DataArray, *, where: str) -> Any:
         msg = f"{where}: {coord.name} {problem}, expected whole seconds in order, each once"
         raise StoreError(msg)
     return seconds.astype("datetime64[ns]")
-
-
-def geo_attrs(grid: GeoBox) -> dict[str, Any]:
-    """Return the GeoZarr ``proj:`` and ``spatial:`` attributes of a grid."""
-    crs = require_north_up(grid).proj
-    authority = crs.to_authority(min_confidence=100)
-    bounds = grid.boundingbox
-    code = {"proj:code": ":".join(authority)} if authority else {}
-    return {
-        "zarr_conventions": _GEO_CONVENTIONS,
-        **code,
-        "proj:wkt2": crs.to_wkt(),
-        "spatial:dimensions": ["y", "x"],
-        "spatial:transform_type": "affine",
-        "spatial:transform": [float(number) for number in grid.affine[:6]],
-        "spatial:bbox": [bounds.left, bounds.bottom, bounds.right, bounds.top],
-        "spatial:shape": list(grid.shape),
-        "spatial:registration": "pixel",
-    }
 
 
 def coordinate_record(variable: xr.Variable) -> dict[str, Any]:

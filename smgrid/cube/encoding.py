@@ -16,7 +16,9 @@ from smgrid.errors import StoreError
 from smgrid.schema import Packing, Variable, check_range, load_variables
 
 CONVENTIONS = "CF-1.11"
-_STORE_ATTRS = frozenset({"Conventions", "zarr_conventions", "smgrid_format", "smgrid_status"})
+_STORE_ATTRS = frozenset(
+    {"Conventions", "zarr_conventions", "multiscales", "smgrid_format", "smgrid_status"}
+)
 # Decided here, whatever the source of the data left behind.
 ENCODING_ATTRS = frozenset(
     {"_FillValue", "missing_value", "nodata", "scale_factor", "add_offset"}

@@ -13,6 +13,7 @@ from zarr.abc.store import Store
 
 from smgrid.cube.checksums import next_part, part_keys, read_sums, replace_sums, write_part
 from smgrid.cube.coords import TIME_DIMS
+from smgrid.cube.dispatch import LostSchedulerError
 from smgrid.cube.failures import (
     Failure,
     describe_failure,
@@ -39,6 +40,7 @@ _PAUSES_S = (2.0, 8.0)  # before the second and later rounds, varied by `retry_p
 _FLUSH_UNITS = 512
 _FLUSH_S = 30.0
 _HOPELESS = 24  # units with wrong values before any was written: all of them have
+_LOST = "KilledWorker"  # what a cluster says of a task whose workers have died
 _STORE_FAILURES = 3  # in a row: then the store is out of reach, not a unit
 
 
@@ -197,6 +199,8 @@ class _Account:
                 self.flush()
 
         record = self._plan.record
+        # One that has taken its worker along may do so again: then it shall take no other unit.
+        lost = any(f.kind == _LOST for f in self._failed.values())
         flags = build_flags(
             self._groups,
             [self._pending[place] for place in waiting],
@@ -205,7 +209,13 @@ class _Account:
             claim=self._lease.claim,
             replace=self._replace,
         )
-        compute_flags(flags, on_done)
+        try:
+            compute_flags(flags, on_done, pace="careful" if lost else "full")
+        except LostSchedulerError as cause:
+            raise StoreError(
+                f"{record.path}: the scheduler was lost, {self._counter.written} of "
+                f"{len(self._pending)} pending units were written; run again to resume"
+            ) from cause
         return sorted(again)
 
     def _note_written(self, place: int, outcome: Written) -> None:
@@ -224,6 +234,9 @@ class _Account:
         path = self._plan.record.path
         label = self._label(place)
         verdict = judge(outcome)
+        before = self._failed.get(place)
+        if outcome.kind == _LOST and before is not None and before.kind == _LOST:
+            verdict = "record"  # it had its workers to itself this time
         self._failed[place] = describe_failure(
             units, index, outcome, label=label, attempts=attempt, path=path
         )

@@ -10,6 +10,7 @@ from smgrid.cube.checksums import part_keys, write_sums
 from smgrid.cube.failures import LEDGER_KEY
 from smgrid.cube.filling import Plan
 from smgrid.cube.journal import remove_journal
+from smgrid.cube.linking import settle_overviews
 from smgrid.cube.record import (
     MANIFEST_KEY,
     ROOT_KEY,
@@ -43,10 +44,12 @@ def finish(store: Store, plan: Plan, provenance: Mapping[str, Any] | None) -> No
     """
     record = plan.record
     sums = _shard_sums(plan) | _metadata_sums(store, plan)
-    _write_manifest(store, record, provenance, sums=write_sums(store, sums))
+    digest_of_sums = write_sums(store, sums)
+    _write_manifest(store, record, provenance, sums=digest_of_sums)
     leftovers = [key for key in plan.keys if key.endswith(_PARTIAL)]
     delete_keys(store, [*part_keys(plan.keys), LEDGER_KEY, *leftovers])
     remove_journal(store)
+    settle_overviews(store, record, digest_of_sums)
     set_status(store, "complete")
 
 

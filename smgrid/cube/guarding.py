@@ -57,7 +57,9 @@ def _drop_frames(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-def guard_graph(graph: Mapping[Any, Any], *, suffix: str) -> dict[Any, Any]:
+def guard_graph(
+    graph: Mapping[Any, Any], *, suffix: str, known: Mapping[Any, Any] | None = None
+) -> dict[Any, Any]:
     """Return the graph with every task guarded, under keys of its own.
 
     Parameters
@@ -67,9 +69,11 @@ def guard_graph(graph: Mapping[Any, Any], *, suffix: str) -> dict[Any, Any]:
     suffix
         Makes the keys new: whoever computes the same inputs on the same cluster must not find a
         failure among them, nor may a later attempt.
+    known
+        Names that are given otherwise, also of guarded tasks that are not in this graph.
     """
     nodes = convert_legacy_graph(graph)
-    names: dict[Any, Any] = {key: renamed(key, suffix) for key in nodes}
+    names: dict[Any, Any] = {key: renamed(key, suffix) for key in nodes} | dict(known or {})
     guarded: dict[Any, Any] = {}
     for key, node in nodes.items():
         name = names[key]

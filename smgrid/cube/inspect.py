@@ -9,6 +9,7 @@ import xarray as xr
 
 from smgrid.cube.coords import TIME_DIMS
 from smgrid.cube.failures import Failure, read_ledger
+from smgrid.cube.geozarr import FOLDER
 from smgrid.cube.lock import Writer, is_alive, read_writers
 from smgrid.cube.opening import open_groups
 from smgrid.cube.record import MANIFEST_KEY, Status, read_record
@@ -98,6 +99,8 @@ class StoreReport:
     """Processes that write to the store at this moment."""
     is_updated: bool = False
     """Whether an update is at work, or was interrupted and is to be run again."""
+    overviews: tuple[int, ...] = ()
+    """Factors of the overviews of a map; empty until they are complete."""
 
     @property
     def units(self) -> Units:
@@ -116,6 +119,8 @@ class StoreReport:
         ]
         if self.is_updated:
             lines.append("  an update is at work or was interrupted: run it again to finish it")
+        if self.overviews:
+            lines.append(f"  overviews of factor {', '.join(map(str, self.overviews))}")
         for group in self.groups:
             lines += ["", *_group_lines(group)]
         if self.failures:
@@ -165,11 +170,14 @@ def inspect(path: StorePath) -> StoreReport:
             failures=read_ledger(store),
             writers=tuple(w for w in read_writers(store).values() if w and is_alive(w)),
             is_updated=record.journal is not None,
+            overviews=record.overviews,
         )
 
 
 def _is_below(key: str, group: str) -> bool:
-    return not group or key.startswith(f"{group}/")
+    if group:
+        return key.startswith(f"{group}/")
+    return not key.startswith(f"{FOLDER}/")
 
 
 def _report_group(

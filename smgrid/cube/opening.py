@@ -27,7 +27,7 @@ def open_groups(store: Store, record: StoreRecord) -> dict[str, xr.Dataset]:
         If the metadata or a coordinate are damaged.
     """
     try:
-        groups = _open_all(store)
+        groups = _open_all(store, record)
         return {
             path: _to_memory_form(groups[path], content["arrays"])
             for path, content in record.template["groups"].items()
@@ -40,18 +40,20 @@ def open_groups(store: Store, record: StoreRecord) -> dict[str, xr.Dataset]:
         raise StoreError(msg) from cause
 
 
-def _open_all(store: Store) -> dict[str, xr.Dataset]:
+def _open_all(store: Store, record: StoreRecord) -> dict[str, xr.Dataset]:
     readable: Any = store  # xarray's annotation leaves zarr stores out
-    opened = xr.open_groups(
-        readable,
-        engine="zarr",
-        zarr_format=3,
-        chunks=None,
-        cache=False,
-        consolidated=True,
-        decode_coords="all",
-        decode_times=CFDatetimeCoder(time_unit="ns"),
-    )
+    how: Any = {
+        "engine": "zarr",
+        "zarr_format": 3,
+        "chunks": None,
+        "cache": False,
+        "consolidated": True,
+        "decode_coords": "all",
+        "decode_times": CFDatetimeCoder(time_unit="ns"),
+    }
+    if [*record.template["groups"]] == [""]:  # without the overviews that may be below it
+        return {"": xr.open_dataset(readable, **how)}
+    opened = xr.open_groups(readable, **how)
     return {name.strip("/"): ds for name, ds in opened.items()}
 
 
@@ -65,7 +67,8 @@ def _load(coord: xr.DataArray) -> xr.Variable:
     values = coord.values
     if values.dtype.kind in "OT":
         values = np.array(values.tolist(), dtype=str)
-    return xr.Variable(coord.dims, values, coord.attrs)
+    bounds = {key: coord.encoding[key] for key in ("bounds",) if key in coord.encoding}
+    return xr.Variable(coord.dims, values, coord.attrs | bounds)
 
 
 def _in_shards(da: xr.DataArray, shards: list[int]) -> xr.Variable:

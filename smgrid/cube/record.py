@@ -12,6 +12,7 @@ from typing import Any, Literal
 from zarr.abc.store import Store
 
 from smgrid.cube.checksums import write_part
+from smgrid.cube.geozarr import linked_factors, unlink_overviews
 from smgrid.cube.journal import Journal, read_journal
 from smgrid.cube.shards import digest
 from smgrid.cube.storage import (
@@ -47,6 +48,8 @@ class StoreRecord:
     """``created`` while even the metadata are not all there."""
     journal: Journal | None = None
     """Of an update that has begun."""
+    overviews: tuple[int, ...] = ()
+    """Factors of the overviews that a complete map has."""
 
     @property
     def is_readable(self) -> bool:
@@ -83,10 +86,12 @@ def read_record(store: Store, path: str) -> StoreRecord:
         raise StoreError(msg)
     _check_format(template, path)
     journal = read_journal(store)
-    status = _read_status(store, path)
+    root = read_json(store, ROOT_KEY)
+    status = "created" if root is None else _status_of(root, path)
     if journal is not None and status == "complete":
         status = "incomplete"
-    return StoreRecord(path=path, template=template, status=status, journal=journal)
+    overviews = () if root is None or status != "complete" else linked_factors(root)
+    return StoreRecord(path, template, status, journal, overviews)
 
 
 def _check_format(template: Any, path: str) -> None:
@@ -108,10 +113,7 @@ def _check_format(template: Any, path: str) -> None:
         raise StoreError(msg)
 
 
-def _read_status(store: Store, path: str) -> Status:
-    root = read_json(store, ROOT_KEY)
-    if root is None:
-        return "created"
+def _status_of(root: Mapping[str, Any], path: str) -> Status:
     try:
         status = root["attributes"]["smgrid_status"]
     except (KeyError, TypeError) as cause:
@@ -201,24 +203,34 @@ def pending_units(sets: Iterable[UnitSet], keys: Iterable[str]) -> PendingUnits:
 
 
 def set_status(store: Store, status: Literal["incomplete", "complete"]) -> None:
-    """Change the status in the root's attributes, as one replacement of one object."""
-    content = _read_root(store)
-    if content["attributes"]["smgrid_status"] != status:
-        content["attributes"]["smgrid_status"] = status
-        write_json(store, ROOT_KEY, content)
-        make_durable(store, [ROOT_KEY])
+    """Change the status in the root's attributes, as one replacement of one object.
+
+    A map that is not complete has no overviews: what they show may be about to change.
+    """
+    content = read_root(store)
+    wanted = unlink_overviews(content) if status == "incomplete" else content
+    wanted = wanted | {"attributes": wanted["attributes"] | {"smgrid_status": status}}
+    if wanted != content:
+        write_root(store, wanted)
 
 
 def root_digest(store: Store) -> str:
-    """Return the digest of the root's metadata, whatever the status in them."""
-    content = _read_root(store)
-    content["attributes"].pop("smgrid_status", None)
-    return digest_of(content)
+    """Return the digest of the root's metadata, whatever the status and the overviews in them."""
+    content = unlink_overviews(read_root(store))
+    attrs = {key: value for key, value in content["attributes"].items() if key != "smgrid_status"}
+    return digest_of(content | {"attributes": attrs})
 
 
-def _read_root(store: Store) -> dict[str, Any]:
+def read_root(store: Store) -> dict[str, Any]:
+    """Return the root's metadata; StoreError if they are gone."""
     content = read_json(store, ROOT_KEY)
     if content is None:
         msg = f"the store has no {ROOT_KEY} any more; write it to a new path"
         raise StoreError(msg)
     return content
+
+
+def write_root(store: Store, content: Mapping[str, Any]) -> None:
+    """Replace the root's metadata."""
+    write_json(store, ROOT_KEY, content)
+    make_durable(store, [ROOT_KEY])

@@ -13,6 +13,7 @@ from smgrid.cube.failures import Failure, summarise
 from smgrid.cube.filling import ATTEMPTS, Plan, fill
 from smgrid.cube.finishing import finish
 from smgrid.cube.journal import read_journal, write_journal
+from smgrid.cube.linking import open_overview, unlink
 from smgrid.cube.lock import Lease, writing
 from smgrid.cube.opening import open_groups
 from smgrid.cube.progress import Progress, ProgressFunction, UnitCounter
@@ -155,6 +156,8 @@ def fill_store(
     plan = Plan(store, record)
     if plan.missing:
         set_status(store, "incomplete")
+    elif plan.pending:
+        unlink(store)  # what overviews of a map show may be about to change
     counter = UnitCounter(record.sets, plan.pending, progress)
     counter.start()
     written = 0
@@ -212,14 +215,28 @@ def open_cube(
     return xr.DataTree.from_dict({f"/{name}": ds for name, ds in groups.items()})
 
 
-def open_map(path: StorePath) -> xr.Dataset:
+def open_map(path: StorePath, *, level: int = 1) -> xr.Dataset:
     """Open a store that holds a single grid, such as a soil-moisture map; see `open_cube`.
+
+    Parameters
+    ----------
+    path
+        Folder or URL of the store.
+    level
+        Factor of the overview to open; 1 is the map itself.
 
     Raises
     ------
+    ConfigError
+        The map has no such overview.
     StoreError
         The store holds a cube of nested grids, or is none or incomplete.
     """
+    if level != 1:
+        path = normalise_path(path)
+        with explaining(path):
+            store = open_store(path)
+            return open_overview(store, read_record(store, path), level)
     opened = open_cube(path)
     if isinstance(opened, xr.Dataset):
         return opened

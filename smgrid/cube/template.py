@@ -19,7 +19,7 @@ from odc.geo.geobox import GeoBox
 from zarr.codecs import BloscCodec
 from zarr.storage import MemoryStore
 
-from smgrid.cube.coords import CRS_NAME, coordinate_record, disk_coords, geo_attrs, group_grid
+from smgrid.cube.coords import CRS_NAME, coordinate_record, disk_coords, group_grid
 from smgrid.cube.encoding import (
     CONVENTIONS,
     array_encoding,
@@ -28,6 +28,7 @@ from smgrid.cube.encoding import (
     packing_of,
     variable_attrs,
 )
+from smgrid.cube.geozarr import geo_attrs
 from smgrid.cube.tiling import Shape, check_shard, cut_array, steps_of_a_year
 from smgrid.errors import StoreError
 from smgrid.schema import Packing, load_variables, validate
@@ -254,7 +255,10 @@ def _group_dataset(group: GroupTemplate, *, is_root: bool) -> xr.Dataset:
     if is_root:
         attrs |= {"smgrid_format": FORMAT, "smgrid_status": "incomplete"}
     variables = {name: _empty_variable(array) for name, array in group.arrays.items()}
-    return xr.Dataset(variables, coords=dict(group.coords), attrs=attrs)
+    # As coordinates, bounds would be listed as such of the whole group, which CF does not know.
+    bounds = {name: c for name, c in group.coords.items() if c.ndim > 1}
+    coords = {name: c for name, c in group.coords.items() if name not in bounds}
+    return xr.Dataset(variables | bounds, coords=coords, attrs=attrs)
 
 
 def _empty_variable(array: ArrayTemplate) -> xr.Variable:

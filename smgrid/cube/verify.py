@@ -1,7 +1,7 @@
 """Check a store against itself: every shard present and readable, every sum true; mend shards."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import xarray as xr
@@ -10,6 +10,8 @@ from zarr.abc.store import Store
 from smgrid.cube.checksums import SUMS_KEY, part_keys, read_sums
 from smgrid.cube.coords import TIME_DIMS, coordinate_record
 from smgrid.cube.finishing import ROOT, SELF, SUMS, TEMPLATE, metadata_keys
+from smgrid.cube.geozarr import FOLDER
+from smgrid.cube.linking import linked_root, overview_path, read_origin, unlink
 from smgrid.cube.lock import writing
 from smgrid.cube.opening import open_groups
 from smgrid.cube.record import (
@@ -19,6 +21,7 @@ from smgrid.cube.record import (
     Status,
     StoreRecord,
     read_record,
+    read_root,
     root_digest,
     set_status,
 )
@@ -41,8 +44,10 @@ ProblemKind = Literal["missing", "unreadable", "changed"]
 _CHANGED = "its SHA-256 is not the one recorded when it was written"
 _CURE = (
     "smgrid.cube.verify.drop_damaged(report) deletes the shards that are damaged; writing the same "
-    "cube again, or updating it, adds those that are missing"
+    "cube again, updating it, or writing the overviews of a map again adds those that are missing"
 )
+_STALE = "they are of what the map held before; write them again with write_overviews"
+_UNLIKE = "what it says about overviews is not so; write them again with write_overviews"
 _SHOWN = 20
 _AT_ONCE = 8192  # shards in one graph
 
@@ -100,7 +105,8 @@ def verify(path: StorePath) -> VerifyReport:
 
     Runs with the scheduler that Dask is set to; memory depends on the shards in flight alone.
     `open_cube` trusts the status of a store and sees nothing of what happened to it afterwards: a
-    shard that was lost reads as missing values. This function is what finds it.
+    shard that was lost reads as missing values. This function is what finds it. Overviews of a map
+    are checked in the same way, and that they are of what the map holds.
 
     Parameters
     ----------
@@ -122,6 +128,35 @@ def verify(path: StorePath) -> VerifyReport:
     with explaining(path):
         store = open_store(path)
         record = read_record(store, path)
+        found = _verify_own(store, record)
+        if not record.overviews:
+            return found
+        below = verify(overview_path(path))
+        problems = [
+            *found.problems,
+            *(replace(problem, key=f"{FOLDER}/{problem.key}") for problem in below.problems),
+            *_check_links(store, record),
+        ]
+        return replace(
+            found,
+            checked=found.checked + below.checked,
+            unsummed=found.unsummed + below.unsummed,
+            problems=tuple(problems),
+        )
+
+
+def _check_links(store: Store, record: StoreRecord) -> Iterator[Problem]:
+    """Compare overviews with the map, and what the root says about them with what they are."""
+    if read_origin(store) != (read_json(store, MANIFEST_KEY) or {}).get(SUMS):
+        yield Problem(FOLDER, "changed", "", _STALE)
+    if linked_root(store, record) != read_root(store):
+        yield Problem(ROOT_KEY, "changed", "", _UNLIKE)
+
+
+def _verify_own(store: Store, record: StoreRecord) -> VerifyReport:
+    """Verify a store without the overviews that belong to it."""
+    path = record.path
+    with explaining(path):
         keys = set(list_keys(store))
         sums = read_sums(store, keys)
         coords, opening = _open_coords(store, record)
@@ -175,6 +210,11 @@ def drop_damaged(report: VerifyReport) -> int:
         store cannot be written.
     """
     path = report.path
+    below = tuple(
+        replace(problem, key=problem.key.removeprefix(f"{FOLDER}/"))
+        for problem in report.problems
+        if problem.key.startswith(f"{FOLDER}/")
+    )
     if any(problem.key in {SUMS_KEY, MANIFEST_KEY} for problem in report.problems):
         msg = (
             f"{path}: {SUMS_KEY} or {MANIFEST_KEY} is damaged, so that nothing tells which shards "
@@ -194,6 +234,10 @@ def drop_damaged(report: VerifyReport) -> int:
             if damaged:
                 set_status(store, "incomplete")
                 delete_keys(store, damaged)
+            if below:
+                unlink(store)
+                part = replace(report, path=overview_path(path), problems=below)
+                return len(damaged) + drop_damaged(part)
     return len(damaged)
 
 

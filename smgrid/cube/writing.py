@@ -1,4 +1,4 @@
-"""Write units: one Dask graph with one task per pending unit, on any scheduler.
+"""Write units: a lazy Dask array with one element per pending unit, on any scheduler.
 
 A task receives the unit's block of every variable, checks and encodes it, and writes its shards.
 Nothing but these blocks passes through a process, and the graph holds paths and numbers only.
@@ -24,7 +24,8 @@ from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph
 from dask.system import CPU_COUNT
 
-from smgrid.cube.guarding import Failed, failed, guard_graph, renamed
+from smgrid.cube.dispatch import Pace, dispatch
+from smgrid.cube.guarding import Failed, StrangeError, failed, guard_graph, renamed
 from smgrid.cube.lock import Claim
 from smgrid.cube.shards import digest as digest_of
 from smgrid.cube.shards import encode_shard, open_array, shard_key
@@ -140,7 +141,7 @@ def write_unit(target: Target, index: Index, *blocks: npt.NDArray[Any]) -> Outco
     return Written(tuple(digest_of(content) for content in contents), changed)
 
 
-def compute_flags(flags: da.Array, on_done: OutcomeFunction) -> None:
+def compute_flags(flags: da.Array, on_done: OutcomeFunction, *, pace: Pace = "full") -> None:
     """Write the units of `flags` with the scheduler that Dask is set to.
 
     Parameters
@@ -150,39 +151,45 @@ def compute_flags(flags: da.Array, on_done: OutcomeFunction) -> None:
     on_done
         Called in this process with the place of every unit and what became of it. What it raises
         ends the work: units that have begun are finished, no other is begun.
+    pace
+        How many units are on their way at a time on a cluster.
+
+    Raises
+    ------
+    LostSchedulerError
+        The cluster's scheduler has gone.
     """
+    get = get_scheduler(collections=[flags])
+    client = getattr(get, "__self__", None)
+    if client is not None:
+
+        def on_result(place: int, result: Any) -> None:
+            # A guarded task fails itself only if its worker dies or cannot send its result.
+            on_done(place, _lost(result) if isinstance(result, Exception) else result)
+
+        dispatch(client, flags, on_result, pace=pace)
+        return
     keys = list(flatten(flags.__dask_keys__()))
     suffix = uuid.uuid4().hex[:8]
     # Optimised before it is guarded: fusing afterwards would not know one task from another.
     graph = guard_graph(flags.__dask_optimize__(flags.dask, keys), suffix=suffix)
     keys = [renamed(key, suffix) for key in keys]
-    get = get_scheduler(collections=[flags])
-    client = getattr(get, "__self__", None)
-    if client is None:
-        with _Listener({*keys}, on_done):
-            _run(get, graph, keys)
-    else:
-        _run_on_cluster(client, graph, keys, on_done)
+    with _Listener({*keys}, on_done):
+        _run(get, graph, keys)
 
 
-def _run_on_cluster(client: Any, graph: Any, keys: list[Any], on_done: OutcomeFunction) -> None:
-    # Only needed where a client was made; importing it takes half a second.
-    from distributed import as_completed
-
-    futures = client.get(graph, keys, sync=False)
-    try:
-        for future, result in as_completed(futures, with_results=True, raise_errors=False):
-            # A guarded task fails itself only if its worker dies or cannot send its result.
-            lost = future.status != "finished"
-            on_done(future.key[1], failed(_reason_of(result)) if lost else result)
-    except BaseException:
-        client.cancel(futures)  # those that have begun go on, and find that the lease is gone
-        raise
-
-
-def _reason_of(result: Any) -> Exception:
-    error = result[1] if isinstance(result, tuple) else result
-    return error if isinstance(error, Exception) else RuntimeError(f"the task was lost: {error}")
+def _lost(error: Exception) -> Failed:
+    """Return what is kept of a task that was lost, in the words of smgrid if it took workers."""
+    outcome = failed(error)
+    worker = getattr(error, "last_worker", None)
+    if worker is None:
+        return outcome
+    died: int = error.allowed_failures + 1  # type: ignore[attr-defined]
+    msg = (
+        f"workers that died at it: {died}, the last one {worker.address}; out of memory or a crash "
+        "in a library, their logs say more"
+    )
+    return replaced(outcome, error=StrangeError(msg))
 
 
 def _run(get: Any, graph: Any, keys: Any) -> None:
