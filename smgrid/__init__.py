@@ -13,15 +13,17 @@ if TYPE_CHECKING:
     from smgrid.catalog import open_catalog
     from smgrid.cluster import open_scheduler
     from smgrid.cube.build import load_cube
+    from smgrid.cube.extend_map import extend_map
     from smgrid.cube.icechunk_store import list_snapshots, open_icechunk, write_icechunk
     from smgrid.cube.inspect import inspect
-    from smgrid.cube.extend_map import extend_map
-    from smgrid.cube.store import open_cube, open_map, write_cube
     from smgrid.cube.overviews import write_overviews
+    from smgrid.cube.store import open_cube, open_map, write_cube
     from smgrid.cube.update import update_cube
     from smgrid.cube.verify import drop_damaged, verify
     from smgrid.export.cog import write_cogs
     from smgrid.export.netcdf import write_netcdf
+    from smgrid.export.page import write_page
+    from smgrid.export.plot import plot_maps, plot_overview, plot_point, plot_scatter, plot_series
     from smgrid.export.replay import map_manifest, replay
     from smgrid.export.stac import write_stac
     from smgrid.export.zarr2 import write_zarr2
@@ -66,6 +68,14 @@ _HOME = {
     "smgrid.cube.verify": ("drop_damaged", "verify"),
     "smgrid.export.cog": ("write_cogs",),
     "smgrid.export.netcdf": ("write_netcdf",),
+    "smgrid.export.page": ("write_page",),
+    "smgrid.export.plot": (
+        "plot_maps",
+        "plot_overview",
+        "plot_point",
+        "plot_scatter",
+        "plot_series",
+    ),
     "smgrid.export.replay": ("map_manifest", "replay"),
     "smgrid.export.stac": ("write_stac",),
     "smgrid.export.zarr2": ("write_zarr2",),
@@ -144,6 +154,11 @@ __all__ = [  # noqa: RUF022
     "open_samples",
     "open_scheduler",
     "open_stations",
+    "plot_maps",
+    "plot_overview",
+    "plot_point",
+    "plot_scatter",
+    "plot_series",
     "predict",
     "predict_samples",
     "pretrain",
@@ -165,6 +180,7 @@ __all__ = [  # noqa: RUF022
     "write_icechunk",
     "write_netcdf",
     "write_overviews",
+    "write_page",
     "write_published_csv",
     "write_samples",
     "write_stac",

@@ -49,7 +49,7 @@ def folder(tmp_path_factory):
 
 def test_every_command_is_found():
     commands = list(offline_commands())
-    assert len(commands) == 8
+    assert len(commands) == 15
     assert {line.split()[0] for line in commands} == {"smgrid", "python"}
     assert sum(b.startswith("# needs the network") for b in blocks("sh")) == 1
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")

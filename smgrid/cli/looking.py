@@ -7,30 +7,44 @@ import typer
 
 from smgrid.cli.application import app
 from smgrid.cli.console import OUT, say
-from smgrid.errors import StoreError
+from smgrid.errors import ConfigError, StoreError
 
 
 @app.command()
 def plot(
     store: Annotated[str, typer.Argument(help="Map that smgrid wrote: a folder or a URL.")],
-    out: Annotated[Path, typer.Option(help="PNG file to write.")],
+    out: Annotated[Path, typer.Option(help="PNG file, or an HTML page to look around in.")],
     date: Annotated[str | None, typer.Option(help="Show the acquisition nearest to it.")] = None,
+    point: Annotated[
+        tuple[float, float] | None, typer.Option(help="Longitude and latitude: its time series.")
+    ] = None,
     cube: Annotated[
         str | None, typer.Option(help="Cube of the map, to draw the rain beside it.")
     ] = None,
 ) -> None:
-    """Draw a map, its spread, and the mean of the region over time.
+    """Draw a map and how sure it is, the time series at a point, or an interactive page.
 
     Example: smgrid plot soil_moisture.zarr --cube cube.zarr --out soil_moisture.png
     """
     from smgrid.cube.store import open_cube, open_map
-    from smgrid.export.plot import mean_rain, plot_overview
+    from smgrid.export.page import write_page
+    from smgrid.export.plot import mean_rain, plot_overview, plot_point
 
     sm = open_map(store)
     if "soil_moisture" not in sm.data_vars:
         raise StoreError(f"{store} has no soil_moisture to draw; give the store of a map")
-    rain = None if cube is None else mean_rain(open_cube(cube), sm)
-    plot_overview(sm, out, date=date, rain=rain)
+    if out.suffix == ".html":
+        if point or date or cube:
+            raise ConfigError(
+                "a page shows all dates and points; leave --point, --date, --cube out"
+            )
+        write_page(sm, out)
+    else:
+        rain = None if cube is None else mean_rain(open_cube(cube), sm)
+        if point is None:
+            plot_overview(sm, out, date=date, rain=rain)
+        else:
+            plot_point(sm, out, lon=point[0], lat=point[1], rain=rain)
     OUT.print(str(out))
 
 

@@ -92,22 +92,24 @@ def write_overviews(
         with writing(store, path) as lease:  # nobody changes the map meanwhile
             record = read_record(store, path)
             require_map(record)
-            origin = _origin(store, record)
-            if not _is_of_use(store, origin, factors):
-                drop_overviews(store)
-            tree = _overviews(open_groups(store, record)[""], grid, factors, tile=_tile(record))
-            tree.attrs |= {"title": "Overviews of a map", OVERVIEWS_OF: origin}
-            report = write_cube(
-                tree,
-                overview_path(path),
-                shard=_tile(record),
-                progress=progress,
-                attempts=attempts,
-                manifest={"map": {"sha256sums": origin, "template": record.digest}},
-            )
+            how: Any = {"progress": progress, "attempts": attempts}
+            report = _write(store, record, grid, factors, **how)
             lease.confirm()
             link(store, record)
     return report
+
+
+def _write(
+    store: Store, record: StoreRecord, grid: GeoBox, factors: tuple[int, ...], **how: Any
+) -> WriteReport:
+    origin = _origin(store, record)
+    if not _is_of_use(store, origin, factors):
+        drop_overviews(store)
+    tree = _overviews(open_groups(store, record)[""], grid, factors, tile=_tile(record))
+    tree.attrs |= {"title": "Overviews of a map", OVERVIEWS_OF: origin}
+    manifest = {"map": {"sha256sums": origin, "template": record.digest}}
+    path = overview_path(record.path)
+    return write_cube(tree, path, shard=_tile(record), manifest=manifest, **how)
 
 
 def overview_factors(grid: GeoBox, *, smallest: int = SMALLEST) -> tuple[int, ...]:

@@ -5,6 +5,9 @@ same with matrix products where it is not. Sixteen series lie beside each other 
 every operation is two AVX vectors wide; with eight the compiler gives up on vectors.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numba
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +16,16 @@ FloatArray = npt.NDArray[np.float32]
 
 _LANES = 16
 
-# Products may be added in one rounding, as BLAS does; nothing else is taken lightly.
-_compiled = numba.njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
+
+def _compiled(function: Callable[..., None]) -> Callable[..., None]:
+    """Compile a function, and keep the code on disk where there is a place for it."""
+    # Products may be added in one rounding, as BLAS does; nothing else is taken lightly.
+    options: dict[str, Any] = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
+    try:
+        compiled: Callable[..., None] = numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # neither the package's folder nor the user's can be written
+        compiled = numba.njit(**options)(function)
+    return compiled
 
 
 @_compiled

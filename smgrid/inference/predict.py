@@ -1,6 +1,6 @@
 """Map an ensemble over a cube: lazy soil moisture, how sure it is, and quality flags."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -88,8 +88,15 @@ def predict(
         applicability=ensemble.applicability,
         flags=_common_flags(inputs),
     )
+    ds = _lazy_map(inputs, recipe, _helpful(cube, inputs))
+    ds.attrs = _provenance(ensemble, layout, inputs, as_of)
+    return ds
+
+
+def _lazy_map(
+    inputs: ModelInputs, recipe: Recipe, helpful: Mapping[str, xr.DataArray]
+) -> xr.Dataset:
     acquisitions = np.flatnonzero(inputs.windows.complete)
-    helpful = _helpful(cube, inputs)
     arrays = lazy_outputs(inputs, recipe, acquisitions, helpful=helpful)
     scenes = inputs.pixels["vv"].isel(time=acquisitions)
     coords = {
@@ -104,7 +111,6 @@ def predict(
         coords=coords,
     )
     _describe_more(ds, recipe, [*inputs.pixels, *inputs.series, *helpful])
-    ds.attrs = _provenance(ensemble, layout, inputs, as_of)
     return ds
 
 

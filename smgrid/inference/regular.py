@@ -86,12 +86,10 @@ def regular_product(
 
     Notes
     -----
-    The spread of a mean of n acquisitions is that of the law of propagation of uncertainty with
-    one correlation coefficient r between any two of them (JCGM 100:2008, eq. 16):
-    ``sqrt((1 - r) * sum(s**2) + r * sum(s)**2) / n``. With r = 1 it is the mean of the spreads.
-    The members of an ensemble are the same networks on every date, so that the spread of their
-    means is at most this (Minkowski's inequality) and close to it if they keep their order; with
-    r = 0 it would fall as one over the root of n, which the errors of one model do not.
+    The spread of a mean of n acquisitions is ``sqrt((1 - r) * sum(s**2) + r * sum(s)**2) / n`` with
+    one correlation r between any two (law of propagation of uncertainty, JCGM 100:2008, eq. 16).
+    With r = 1 it is the mean of the spreads, which the spread of the members' means does not exceed
+    (Minkowski) and comes close to, as members are the same networks on every date.
     """
     _check(sm, value, max_age, correlation)
     times = sm["time"].values.astype("datetime64[ns]")
@@ -101,18 +99,8 @@ def regular_product(
     arrays = _lazy(sm, spec, steps, times)
     ds = xr.Dataset(
         {name: _describe(sm, name, array, value) for name, array in arrays.items()},
-        coords={
-            **{name: c for name, c in sm.coords.items() if "time" not in c.dims},
-            "time": ("time", edges[:-1].to_numpy(), {"bounds": "time_bnds"}),
-            "time_bnds": (("time", "nv"), np.stack([edges[:-1], edges[1:]], axis=1)),
-        },
-        attrs=sm.attrs
-        | {
-            "smgrid_regular": period,
-            "smgrid_regular_value": value,
-            "smgrid_regular_max_age": float(max_age),
-            "smgrid_regular_correlation": float(correlation),
-        },
+        coords=_coords(sm, edges),
+        attrs=sm.attrs | _attrs(period, value, max_age, correlation),
     )
     for array in ds.data_vars.values():
         array.encoding["grid_mapping"] = "spatial_ref"
@@ -193,6 +181,23 @@ def _missing_bit(sm: xr.Dataset) -> int:
     meanings = str(attrs.get("flag_meanings", "")).split()
     masks = [int(mask) for mask in np.atleast_1d(attrs.get("flag_masks", []))]
     return dict(zip(meanings, masks, strict=False)).get(_NO_VALUE, 0)
+
+
+def _coords(sm: xr.Dataset, edges: pd.DatetimeIndex) -> dict[Any, Any]:
+    return {
+        **{name: c for name, c in sm.coords.items() if "time" not in c.dims},
+        "time": ("time", edges[:-1].to_numpy(), {"bounds": "time_bnds"}),
+        "time_bnds": (("time", "nv"), np.stack([edges[:-1], edges[1:]], axis=1)),
+    }
+
+
+def _attrs(period: str, value: Choice, max_age: float, correlation: float) -> dict[str, Any]:
+    return {
+        "smgrid_regular": period,
+        "smgrid_regular_value": value,
+        "smgrid_regular_max_age": float(max_age),
+        "smgrid_regular_correlation": float(correlation),
+    }
 
 
 def _describe(sm: xr.Dataset, name: str, array: da.Array, value: Choice) -> xr.DataArray:

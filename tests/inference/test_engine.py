@@ -1,4 +1,5 @@
 import pickle
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -180,6 +181,20 @@ def test_series_that_are_not_wanted_are_not_read():
     found = engine.predict_rows(snapshot, read, index)
     np.testing.assert_array_equal(np.isnan(found[0]), index == 4)
     assert read.sums.shape[-1] == 8
+
+
+def test_compiled_code_without_a_place_on_disk():
+    """As in a container with a read-only file system: it is compiled, and not kept."""
+    code = (
+        "import numpy as np, numba.core.caching as caching\n"
+        "caching.CacheImpl._locator_classes = []\n"
+        "from smgrid.inference.kernels import _replicate_edges\n"
+        "y = np.zeros((6, 1, 16), np.float32); y[2] = 1; y[3] = 2\n"
+        "_replicate_edges(y)\n"
+        "assert y[:, 0, 0].tolist() == [1, 1, 1, 2, 2, 2], y[:, 0, 0]\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_inputs_stay_as_they_were():
