@@ -296,7 +296,9 @@ def measure_processes(folder: Path, size: int, repeats: int) -> dict[str, float]
     for repeat in range(repeats):
         for workers in (1, 2):
             with (
-                LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as c,
+                LocalCluster(
+                    n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+                ) as c,
                 Client(c),
             ):
                 warm = folder / f"warm-{workers}-{repeat}.zarr"

@@ -39,6 +39,7 @@ _PACKAGES = {
     "kubernetes": "dask_kubernetes.operator",
     "gateway": "dask_gateway",
 }
+_ANY_PORT = {"dashboard_address": "127.0.0.1:0"}  # of the dashboard: jobs run beside each other
 _LOCAL = {"dashboard_address", "host", "local_directory"}
 
 Options = Mapping[str, Any]
@@ -135,7 +136,7 @@ def _open_local(stack: ExitStack, options: dict[str, Any]) -> Client:
         raise ConfigError(msg)
     cluster = _made(
         LocalCluster,
-        {"dashboard_address": None, **options},
+        {**_ANY_PORT, **options},
         n_workers=workers,
         threads_per_worker=1,
         processes=True,
@@ -169,9 +170,16 @@ def slurm_cluster(options: Options) -> Any:
     """Return a `dask_jobqueue.SLURMCluster` without workers, every core of a job one of them."""
     module = _import("slurm")
     given = {"cores": 1, "memory": "4GiB", **options}
+    dashboard = {"dashboard_address": ":0", **given.pop("scheduler_options", {})}
     prologue = [f"export {name}={value}" for name, value in ONE_THREAD.items()]
     prologue += given.pop("job_script_prologue", [])
-    return _made(module.SLURMCluster, given, processes=given["cores"], job_script_prologue=prologue)
+    return _made(
+        module.SLURMCluster,
+        given,
+        processes=given["cores"],
+        job_script_prologue=prologue,
+        scheduler_options=dashboard,
+    )
 
 
 def _open_kubernetes(stack: ExitStack, options: dict[str, Any]) -> Client:

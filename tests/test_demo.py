@@ -1,6 +1,8 @@
 """The demo on a tiny world: every promised output, no look at the truth, nothing done twice."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import smgrid.demo as demo
 from smgrid.cube.store import open_map
 from smgrid.errors import ConfigError
 from smgrid.grid import transform_points
+from smgrid.models.bundle import load_ensemble, save_ensemble
 from smgrid.training.plan import FitPlan
 
 pytestmark = pytest.mark.slow
@@ -21,15 +24,23 @@ SIZE_KM = 2.5
 
 
 class Watcher:
-    """Stands for `fit` and keeps what it was given; hides the truth until it may be looked at."""
+    """Stands for `fit` and the fit of intervals, and keeps what they were given.
+
+    Hides the truth until it may be looked at.
+    """
 
     def __init__(self, folder):
         self.truth = folder / "world" / "truth.zarr"
         self.calls, self.fit, self.hidden = [], demo.fit, []
+        self.calibrated_on, self.fit_calibration = [], demo.fit_calibration
 
     def __call__(self, training, validation, **options):
         self.calls.append((training, validation))
         return self.fit(training, validation, **options)
+
+    def calibrate(self, ensemble, samples, *, test, name):
+        self.calibrated_on.append((samples, test))
+        return self.fit_calibration(ensemble, samples, test=test, name=name)
 
     def stage(self, text):
         away = self.truth.with_name("hidden")
@@ -58,6 +69,7 @@ def ran(tmp_path_factory):
     watcher = Watcher(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "fit", watcher)
+        patch.setattr(demo, "fit_calibration", watcher.calibrate)
         report = demo.run_demo(folder, size_km=SIZE_KM, plan=PLAN, on_stage=watcher.stage)
     return folder, report, watcher
 
@@ -65,7 +77,8 @@ def ran(tmp_path_factory):
 def test_every_promised_output_is_there(ran):
     folder, report, _ = ran
     sm = open_map(folder / "soil_moisture.zarr")
-    assert set(sm.data_vars) == {"soil_moisture", "soil_moisture_std", "flags"}
+    values = {"soil_moisture", *(f"soil_moisture_{n}" for n in ("std", "lower", "upper"))}
+    assert set(sm.data_vars) == {*values, "dissimilarity", "flags"}
     assert float(sm["soil_moisture"].notnull().mean()) == 1.0
     for name in ("map.png", "series.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
@@ -73,7 +86,13 @@ def test_every_promised_output_is_there(ran):
     assert set(written["scores"]) == set(report.scores)
     assert written["scores"]["smgrid"]["ubrmse"] == report.scores["smgrid"].ubrmse
     assert {"mean map", "climatology (monthly)", "SMAP 9 km"} < set(report.scores)
-    assert report.table()[0]["estimate"] == "smgrid"
+    assert written["coverage"] == report.coverage
+    first, second, third, *_ = report.table()
+    assert [first["estimate"], second["estimate"]] == ["smgrid", demo.AT_STATIONS]
+    for row in (first, second):
+        for level, share in report.coverage[row["estimate"]].items():
+            assert row[f"in {float(level):.0%}"] == f"{share:.1%}"
+    assert third["in 90%"] == ""
 
 
 def test_scores_are_of_the_held_out_half_and_months_alone(ran):
@@ -91,6 +110,41 @@ def test_scores_are_of_the_held_out_half_and_months_alone(ran):
     assert scores.ubrmse == pytest.approx(error.std(), rel=1e-5)
 
 
+def test_coverage_is_that_of_the_truth_and_of_the_stations_in_the_held_out_half(ran):
+    """Recomputed with NumPy from the files; for stations from the samples of the calibration."""
+    folder, report, watcher = ran
+    calibration = load_ensemble(folder / "ensemble").calibration
+    sm = open_map(folder / "soil_moisture.zarr")
+    truth = xr.open_zarr(folder / "world" / "truth.zarr")["soil_moisture"]
+    days = pd.DatetimeIndex(sm["time"].values)
+    east = sm.sizes["x"] // 2 + sm.sizes["x"] % 2
+    mean, spread = (sm[n].values[:, :, -east:] for n in ("soil_moisture", "soil_moisture_std"))
+    real = truth.sel(time=days.normalize()).values[:, :, -east:]
+    assert list(report.coverage["smgrid"]) == ["0.5", "0.8", "0.9", "0.95"]
+    for level, found in report.coverage["smgrid"].items():
+        day = days.dayofyear.to_numpy(float)[:, None, None]
+        lower, upper = calibration.bounds(mean, spread, float(level), day)
+        assert found == pytest.approx(((real >= lower) & (real <= upper)).mean(), abs=1e-4)
+    [(_, test)] = watcher.calibrated_on
+    assert report.scores[demo.AT_STATIONS].n == len(test)
+    for level, found in report.coverage[demo.AT_STATIONS].items():
+        assert found == pytest.approx(calibration.coverage["test"][level], abs=0.01)
+
+
+def test_intervals_are_fitted_on_stations_of_the_held_out_half_before_the_held_out_months(ran):
+    folder, _, watcher = ran
+    [(samples, test)] = watcher.calibrated_on
+    sm = open_map(folder / "soil_moisture.zarr")
+    for one in (samples, test):
+        x, _ = transform_points(one.longitude, one.latitude, "EPSG:4326", sm.odc.crs)
+        assert x.min() > float(sm["x"].mean()) - 1
+    assert samples.time.max() < np.datetime64("2022-01-23")
+    assert test.time.min() >= np.datetime64("2022-02-01")
+    calibration = load_ensemble(folder / "ensemble").calibration
+    assert calibration.fitted_on == demo.CALIBRATED_ON
+    assert calibration.rows == len(samples)
+
+
 def test_training_sees_neither_the_held_out_half_nor_the_held_out_months(ran):
     folder, _, watcher = ran
     [(training, validation)] = watcher.calls
@@ -105,7 +159,7 @@ def test_training_sees_neither_the_held_out_half_nor_the_held_out_months(ran):
 def test_cube_training_and_map_do_without_the_truth(ran):
     """They ran while it was away."""
     _, report, watcher = ran
-    assert watcher.hidden == ["build", "train", "map", "score"]
+    assert watcher.hidden == ["build", "train", "calibrate", "map", "score"]
     assert report.scores["smgrid"].n > 0
 
 
@@ -120,11 +174,30 @@ def test_a_second_run_redoes_nothing(ran):
     before, units = stamps(), []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "fit", None)
+        patch.setattr(demo, "fit_calibration", None)
         again = demo.run_demo(folder, size_km=SIZE_KM, plan=PLAN, progress=units.append)
     assert units == []
     assert stamps() == before
     assert again.table() == report.table()
     assert again.coverage == report.coverage
+
+
+def test_an_ensemble_of_before_is_calibrated_and_its_map_made_again(ran, tmp_path):
+    folder, report, _ = ran
+    shutil.copytree(folder, tmp_path / "out")
+    ensemble = load_ensemble(folder / "ensemble")
+    shutil.rmtree(tmp_path / "out" / "ensemble")
+    save_ensemble(replace(ensemble, calibration=None), tmp_path / "out" / "ensemble")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "fit", None)
+        units = []
+        again = demo.run_demo(tmp_path / "out", size_km=SIZE_KM, plan=PLAN, progress=units.append)
+    assert units
+    assert again.coverage == report.coverage
+    assert load_ensemble(tmp_path / "out" / "ensemble").calibration == ensemble.calibration
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(
+        p.name for p in folder.iterdir()
+    )
 
 
 def test_another_plan_in_the_same_folder_is_refused(ran):

@@ -23,6 +23,7 @@ CF_NAMES = {
     "ground_slope_angle": "degree",
     "lwe_thickness_of_precipitation_amount": "m",
     "normalized_difference_vegetation_index": "1",
+    "number_of_observations": "1",
     "quality_flag": "1",
     "surface_altitude": "m",
     "volume_fraction_of_condensed_water_in_soil": "1",

@@ -41,7 +41,7 @@ def demo(
             progress=UnitBars(bar),
             on_epoch=on_epoch,
         )
-    print_rows(report.table(), "Held-out months in the held-out half, against the truth")
+    print_rows(report.table(), "Held-out months in the held-out half")
     OUT.print(
         f"map      {out / 'soil_moisture.zarr'}\npictures {out / 'map.png'}, {out / 'series.png'}"
     )

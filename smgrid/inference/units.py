@@ -131,7 +131,7 @@ def map_block(
             if window is None
             else window.features
         )
-        values, bits = _estimate(recipe, snapshot, series, read)
+        values, bits = _estimate(recipe, snapshot, series, read, day_of_year=block.time.day_of_year)
         for name, value in values.items():
             arrays[name][snapshot.valid] = value
         flags[snapshot.valid] |= bits
@@ -145,7 +145,12 @@ def _read_used(engine: Engine, snapshot: BlockSnapshot, series: BlockSeries) -> 
 
 
 def _estimate(
-    recipe: Recipe, snapshot: BlockSnapshot, series: BlockSeries, read: SeriesFeatures
+    recipe: Recipe,
+    snapshot: BlockSnapshot,
+    series: BlockSeries,
+    read: SeriesFeatures,
+    *,
+    day_of_year: int,
 ) -> tuple[dict[str, FloatArray], FlagArray]:
     """Values and flags of the valid pixels."""
     members = receive(recipe.engine).predict_rows(snapshot.columns, read, snapshot.cell)
@@ -156,7 +161,7 @@ def _estimate(
         names = (quantile_name(q) for q in recipe.quantiles)
         values |= dict(zip(names, found.astype(np.float32), strict=True))
     if recipe.interval is not None and recipe.calibration is not None:
-        lower, upper = recipe.calibration.bounds(mean, spread, recipe.interval)
+        lower, upper = recipe.calibration.bounds(mean, spread, recipe.interval, day_of_year)
         values["soil_moisture_lower"] = np.maximum(lower, np.float32(-_WIDEST))
         values["soil_moisture_upper"] = np.minimum(upper, np.float32(_WIDEST))
     flags = _flag(snapshot.clipped, "feature_clipped")

@@ -311,7 +311,7 @@ def test_a_cluster_writes_forks(s3, cube, tmp_path):
     place = f"s3://{BUCKET}/cluster"
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0"
         ) as cluster,
         distributed.Client(cluster),
     ):

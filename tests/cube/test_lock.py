@@ -316,7 +316,7 @@ def test_tasks_that_outlive_an_aborted_write_write_nothing(soil_map, store, tmp_
 
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0"
         ) as cluster,
         distributed.Client(cluster) as client,
     ):

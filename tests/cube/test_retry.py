@@ -307,7 +307,7 @@ def test_a_cluster_writes_the_same_bytes_and_tries_failing_units_again(
     write_cube(soil_map, tmp_path / "map", shard=16)
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0"
         ) as cluster,
         distributed.Client(cluster) as client,
     ):

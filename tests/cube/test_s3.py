@@ -313,7 +313,7 @@ def test_a_cluster_writes_to_a_bucket(s3, cube, url, tmp_path, files_of):
     write_cube(cube, tmp_path / "a", shard=16)
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0"
         ) as cluster,
         distributed.Client(cluster),
     ):

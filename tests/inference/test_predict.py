@@ -158,9 +158,9 @@ def test_intervals_are_those_of_the_calibration(ensemble):
     known = replace(ensemble, calibration=calibration(ensemble))
     for interval, wanted in ((None, 0.9), (0.5, 0.5)):
         sm = predict(cube, known, interval=interval).compute()
-        lower, upper = known.calibration.bounds(
-            sm["soil_moisture"].values, sm["soil_moisture_std"].values, wanted
-        )
+        days = sm["time"].dt.dayofyear.values[:, None, None]
+        values = (sm["soil_moisture"].values, sm["soil_moisture_std"].values)
+        lower, upper = known.calibration.bounds(*values, wanted, days)
         np.testing.assert_allclose(sm["soil_moisture_lower"], np.maximum(lower, -3), atol=1e-6)
         np.testing.assert_allclose(sm["soil_moisture_upper"], np.minimum(upper, 3), atol=1e-6)
         assert sm["soil_moisture_lower"].attrs["coverage"] == wanted

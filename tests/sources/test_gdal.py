@@ -98,7 +98,7 @@ def test_the_options_hold_on_the_workers_of_a_cluster(files, tmp_path, monkeypat
     monkeypatch.setenv("GDAL_HTTP_RETRY_DELAY", "0.02")
     with (
         distributed.LocalCluster(
-            n_workers=1, threads_per_worker=2, processes=True, dashboard_address=None
+            n_workers=1, threads_per_worker=2, processes=True, dashboard_address="127.0.0.1:0"
         ) as cluster,
         distributed.Client(cluster) as client,
     ):

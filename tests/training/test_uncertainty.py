@@ -8,6 +8,7 @@ from pipelines.train import _join, _replace_ensemble
 from smgrid.errors import ConfigError
 from smgrid.features.layout import get_layout
 from smgrid.models.bundle import load_ensemble, save_ensemble
+from smgrid.models.calibration import LARGEST_SEASON, fit_season, season_columns
 from smgrid.models.densesm import DenseSM
 from smgrid.models.ensemble import Ensemble, mean_and_std, predict_samples
 from smgrid.training.splits import Split
@@ -20,14 +21,15 @@ from smgrid.training.uncertainty import (
     summarise_training,
     with_uncertainty,
 )
+from smgrid.windows import day_of_year
 from tests.networks import make_ensemble
 from tests.training.tables import random_samples
 
 LAYOUT = get_layout("released-9km")
 
 
-def stations(groups, rows, seed, *, shared=0.0, first=0):
-    """Labels around the members' mean, with errors that follow their spread.
+def stations(groups, rows, seed, *, shared=0.0, first=0, season=(0.0, 0.0)):
+    """Labels around the members' mean, with errors that follow their spread and the season.
 
     A share of their variance is the same for all rows of a station.
     """
@@ -40,6 +42,8 @@ def stations(groups, rows, seed, *, shared=0.0, first=0):
     rng = np.random.default_rng([seed, 7])
     noise = np.sqrt(shared) * rng.standard_normal(groups)[place]
     noise = noise + np.sqrt(1 - shared) * rng.standard_normal(n)
+    angle = 2 * np.pi * day_of_year(samples.time) / 365.25
+    noise = noise * np.exp((season[0] * np.cos(angle) + season[1] * np.sin(angle)) / 2)
     label = mean + scale(spread) * noise
     return replace(samples, label=torch.from_numpy(label.astype(np.float32)))
 
@@ -70,7 +74,8 @@ ENSEMBLE = spread_out()
 
 def observed(calibration, samples, level):
     mean, spread = prediction(samples)
-    lower, upper = calibration.bounds(mean.astype("f4"), spread.astype("f4"), level)
+    values, day = (mean.astype("f4"), spread.astype("f4"), level), day_of_year(samples.time)
+    lower, upper = calibration.bounds(*values, day)
     label = samples.label.numpy()
     return float(((label >= lower) & (label <= upper)).mean())
 
@@ -100,6 +105,121 @@ def test_intervals_are_wide_where_the_members_disagree():
     assert scale(edges[-1]) > 2 * scale(edges[0])
     for part in range(5):
         assert observed(calibration, fresh.take(fifth == part), 0.8) == pytest.approx(0.8, abs=0.05)
+
+
+SEASON = (0.6, -0.5)
+
+
+def quarter(samples):
+    return samples.time.astype("datetime64[M]").astype(int) % 12 // 3
+
+
+def test_the_season_of_the_errors_is_found():
+    calibration = fit_calibration(ENSEMBLE, stations(50, 100, 0, season=SEASON))
+    assert calibration.season == pytest.approx(SEASON, abs=0.1)
+    assert calibration.a == pytest.approx(0.002, rel=0.1)
+    assert calibration.b == pytest.approx(2, rel=0.1)
+    assert calibration.factor(0.8) == pytest.approx(1.2816, rel=0.05)
+
+
+def test_intervals_hold_as_often_as_they_say_in_each_season():
+    calibration = fit_calibration(ENSEMBLE, stations(50, 100, 0, season=SEASON))
+    fresh = stations(80, 100, 1, season=SEASON)
+    mean, spread = (values.astype("f4") for values in prediction(fresh))
+    for level in COVERAGES:
+        lower, upper = calibration.bounds(mean, spread, level, day_of_year(fresh.time))
+        inside = (fresh.label.numpy() >= lower) & (fresh.label.numpy() <= upper)
+        shares = [inside[quarter(fresh) == part].mean() for part in range(4)]
+        assert shares == pytest.approx([level] * 4, abs=0.03)
+
+
+def test_a_test_in_one_season_is_judged_by_that_season():
+    fresh = stations(50, 100, 1, season=SEASON)
+    winter, summer = (fresh.take(quarter(fresh) == part) for part in (0, 2))
+    for test in (winter, summer):
+        found = fit_calibration(ENSEMBLE, stations(50, 60, 0, season=SEASON), test=test)
+        assert found.coverage["test"]["0.8"] == pytest.approx(0.8, abs=0.03)
+        assert found.coverage["validation"]["0.8"] == pytest.approx(0.8, abs=0.03)
+
+
+def without_a_quarter(samples):
+    """All but four stations miss the summer."""
+    return samples.take((quarter(samples) != 2) | (samples.longitude < 4))
+
+
+def unknown_times(samples):
+    times = samples.time.copy()
+    times[7] = np.datetime64("NaT")
+    return replace(samples, time=times)
+
+
+def both_sides(samples):
+    return replace(samples, latitude=np.where(samples.longitude < 10, -50.0, 50.0))
+
+
+@pytest.mark.parametrize("change", [without_a_quarter, unknown_times, both_sides])
+def test_where_samples_cannot_tell_it_there_is_no_season(change):
+    samples = stations(20, 60, 0, season=SEASON)
+    assert np.hypot(*fit_calibration(ENSEMBLE, samples).season) > 0.4
+    calibration = fit_calibration(ENSEMBLE, change(samples))
+    assert calibration.season == (0.0, 0.0)
+    assert calibration.scale(np.float32([0.01])) == calibration.scale(np.float32([0.01]), 100.0)
+
+
+def test_five_stations_in_each_quarter_tell_the_season():
+    samples = stations(20, 60, 0, season=SEASON)
+    some = samples.take((quarter(samples) != 2) | (samples.longitude < 5))
+    assert np.hypot(*fit_calibration(ENSEMBLE, some).season) > 0.4
+
+
+def test_a_season_by_chance_is_shrunk():
+    """Of errors that have none."""
+    raw, found = [], []
+    for seed in range(8):
+        samples = stations(8, 30, seed)
+        mean, spread = prediction(samples)
+        error = (samples.label.numpy() - mean) / scale(spread)
+        columns = season_columns(day_of_year(samples.time))
+        raw.append(np.hypot(*fit_season(error**2, columns, np.full(240, 1 / 240))[0]))
+        found.append(np.hypot(*fit_calibration(ENSEMBLE, samples).season))
+    assert np.mean(found) < 0.5 * np.mean(raw)
+    assert min(found) == 0
+
+
+@pytest.mark.parametrize("by", ["station", "month"])
+def test_a_season_is_shrunk_by_how_stations_and_months_differ(by):
+    """Oracle: the jackknife, which fits again without each station, and without each month."""
+    samples = stations(12, 80, 0, season=(0.5, 0.0))
+    month = samples.time.astype("datetime64[M]").astype(int)
+    mean, spread = prediction(samples)
+    error = samples.label.numpy() - mean
+    columns = season_columns(day_of_year(samples.time))
+    rng = np.random.default_rng(2)
+    if by == "month":
+        error *= np.exp(rng.normal(0, 0.2, 900))[month]
+    else:
+        own = rng.normal(0, 0.8, (12, 2))[samples.longitude.astype(int)]
+        error *= np.exp((own * columns).sum(axis=1) / 2)
+    label = (mean + error).astype("f4")
+    calibration = fit_calibration(ENSEMBLE, replace(samples, label=torch.from_numpy(label)))
+
+    def season(rows):
+        squared = (error[rows] / np.hypot(calibration.a, calibration.b * spread[rows])) ** 2
+        return fit_season(squared, columns[rows], np.full(rows.sum(), 1 / rows.sum()))[0]
+
+    raw, variance = season(error != 0), 0.0
+    for cluster in (samples.longitude, month):
+        left = np.array([season(cluster != one) for one in np.unique(cluster)])
+        variance += (len(left) - 1) * left.var(axis=0).sum()
+    kept = 1 - variance / (raw @ raw)
+    assert 0.2 < kept < 0.9
+    np.testing.assert_allclose(calibration.season, kept * raw, atol=0.01)
+
+
+def test_a_season_is_bounded():
+    calibration = fit_calibration(ENSEMBLE, stations(20, 60, 0, season=(-2.5, 0.0)))
+    size = np.hypot(*calibration.season)
+    assert 0.9 * LARGEST_SEASON < size <= LARGEST_SEASON * (1 + 1e-9)
 
 
 def test_on_a_new_station_intervals_hold_at_least_as_often_as_they_say():
