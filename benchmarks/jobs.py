@@ -1,6 +1,6 @@
 """What a cluster costs: the driver per unit, and how two workers do beside one.
 
-    python benchmarks/distributed.py [--quick]
+    python benchmarks/jobs.py [--quick]
 
 The driver is the process that cuts the graph, sends units and takes their results. Its units do
 nothing, on two workers and a scheduler in processes of their own; there are 100 000 of them, and
