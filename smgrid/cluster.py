@@ -116,6 +116,8 @@ def _parse(scheduler: str, options: Options) -> tuple[str, dict[str, Any]]:
         return kind, {**options, "address": rest}
     known = {"threads": "num_workers", "local": "workers"}
     if kind in known and rest.isdecimal() and int(rest) > 0:
+        if kind == "threads" and options:
+            raise ConfigError(f"scheduler: threads has no options, found {', '.join(options)}")
         return kind, {**options, known[kind]: int(rest)}
     pairs = [part.split("=", 1) for part in rest.split(",") if part]
     if kind not in {"threads", "synchronous", *_OPENERS} or any(len(pair) != 2 for pair in pairs):

@@ -6,6 +6,7 @@ Progress and errors go to standard error.
 
 import json
 import platform
+import signal
 import sys
 import time
 import traceback
@@ -24,6 +25,7 @@ from smgrid.cube.inspect import inspect
 from smgrid.cube.progress import Progress
 from smgrid.cube.storage import StorePath
 from smgrid.errors import ConfigError, SmgridError, StoreError
+from smgrid.sources.retry import redact
 from smgrid.yamltext import check_model, read_yaml
 
 __all__ = ["Job", "JobConfig", "Stage", "run_job"]
@@ -32,7 +34,7 @@ _LINE_S = 30.0
 _TERMINAL_S = 0.2
 _PACKAGES = ("dask", "distributed", "numpy", "torch", "xarray", "zarr")
 _SHOWN = 1000  # failures in a summary; the store lists all of them
-_INTERRUPTED = 130  # what shells give for a process that was interrupted
+_INTERRUPTED, _TERMINATED = 130, 143  # what shells give for a process that was
 
 
 class JobConfig(BaseModel):
@@ -162,17 +164,21 @@ def run_job(name: str, usage: str, model: type[Config], work: Callable[[Config, 
     code, error = 0, ""
     try:
         config = check_model(read_yaml(path), model)
+        if config.summary is not None:
+            config.summary.parent.mkdir(parents=True, exist_ok=True)
         job.summary_path = config.summary
-        work(config, job)
+        with _ending_on_request():
+            work(config, job)
     except SmgridError as cause:
-        code, error = cause.exit_code, str(cause)
-        sys.stderr.write(f"error: {cause}\n")
-    except KeyboardInterrupt:
-        code, error = _INTERRUPTED, "interrupted; run again to resume"
+        code, error = cause.exit_code, redact(str(cause))
+        sys.stderr.write(f"error: {error}\n")
+    except KeyboardInterrupt as cause:
+        code = _TERMINATED if cause.args else _INTERRUPTED
+        error = "interrupted; run again to resume"
         sys.stderr.write(f"error: {error}\n")
     except Exception as cause:  # noqa: BLE001 (told like any other, and where it came from)
-        code, error = 1, f"{type(cause).__name__}: {cause}"
-        traceback.print_exc()
+        code, error = 1, redact(f"{type(cause).__name__}: {cause}")
+        sys.stderr.write(redact(traceback.format_exc()))
     summary = {
         "job": name,
         "config": str(path),
@@ -188,6 +194,24 @@ def run_job(name: str, usage: str, model: type[Config], work: Callable[[Config, 
     return _tell(summary, job) or code
 
 
+@contextmanager
+def _ending_on_request() -> Iterator[None]:
+    """End as if interrupted where a batch system or a pod asks for it, so that clusters close."""
+
+    def end(number: int, frame: object) -> None:
+        raise KeyboardInterrupt(number)
+
+    try:
+        before = signal.signal(signal.SIGTERM, end)
+    except ValueError:  # not in the main thread, where signals are not ours
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _tell(summary: Mapping[str, Any], job: Job) -> int:
     """Write the summary and a line for people; return the exit code if that fails."""
     written = sum(stage["units"]["written"] for stage in summary["stages"])
@@ -200,7 +224,9 @@ def _tell(summary: Mapping[str, Any], job: Job) -> int:
     if not job.summary_path.parent.is_dir():
         return 0  # of a job that has made nothing
     try:
-        job.summary_path.write_text(json.dumps(summary, indent=1) + "\n")
+        partial = job.summary_path.with_name(f".{job.summary_path.name}.partial")
+        partial.write_text(json.dumps(summary, indent=1) + "\n")
+        partial.replace(job.summary_path)
     except OSError as cause:
         sys.stderr.write(f"error: summary: {job.summary_path} cannot be written: {cause}\n")
         return StoreError.exit_code

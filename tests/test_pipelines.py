@@ -233,3 +233,41 @@ def test_an_unexpected_failure_is_told_as_well(folder, job, monkeypatch):
     assert code == 1
     assert summary["error"] == "ZeroDivisionError: what is this"
     assert "Traceback" in err
+
+
+def test_a_job_that_is_terminated_says_so(folder, tmp_path):
+    """As batch systems and pods end a process: the summary is no old one, and clusters close."""
+    code = (
+        "import os, signal, sys\n"
+        "from smgrid.jobs import JobConfig, run_job\n"
+        "def work(config, job):\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        signal.pause()\n"
+        "    finally:\n"
+        "        sys.stderr.write('closed')\n"
+        "sys.exit(run_job('t', '', JobConfig, work))\n"
+    )
+    (tmp_path / "job.yml").write_text("summary: new/summary.json\n")
+    done = subprocess.run(
+        [sys.executable, "-c", code, "job.yml"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 143, done.stderr
+    assert "closed" in done.stderr
+    summary = json.loads((tmp_path / "new" / "summary.json").read_text())
+    assert (summary["status"], summary["exit_code"]) == ("failed", 143)
+
+
+def test_no_signature_reaches_a_summary(folder, job, monkeypatch):
+    def fail(*args, **options):
+        raise OSError("GET https://store.example/a.tif?sig=SECRET&se=1 failed")
+
+    monkeypatch.setattr("smgrid.open_cube", fail)
+    code, summary, err = job("map_soil_moisture", "map.yml")
+    assert code == 1
+    assert "SECRET" not in summary["error"] + err
+    assert "store.example" in summary["error"]

@@ -85,7 +85,9 @@ def dispatch(
     except BaseException:
         if client.status == "running":
             # Those that have begun go on, and find that the lease is gone.
-            client.cancel([*completed.futures, *kept])
+            # Those of shared tasks are let go with them: cancelling one that others depend on ends
+            # what the scheduler does for this client.
+            client.cancel([*completed.futures])
         raise
 
 

@@ -28,6 +28,7 @@ from smgrid.cube.storage import (
     read_json,
 )
 from smgrid.cube.store import open_cube, write_cube
+from smgrid.cube.verify import verify
 from smgrid.errors import BundleError, IncompleteStoreError, StoreError
 from smgrid.features.layout import FeatureLayout
 from smgrid.inference.predict import predict
@@ -151,7 +152,8 @@ def replay(
     Raises
     ------
     StoreError
-        The map does not say how it was made, or the cube is not the one that it was made of.
+        The map does not say how it was made, is not sound any more, or the cube is not the one
+        that it was made of; or there is a map at `out` already.
     BundleError
         The ensemble is not the one.
     """
@@ -162,12 +164,31 @@ def replay(
             f"{place} does not say how it was made ({MANIFEST_KEY} has no {RECORD!r}); only maps "
             "that were written with smgrid.export.replay.map_manifest can be replayed"
         )
+    _check_target(place, normalise_path(out))
+    sound = verify(place)
+    if not sound.ok:
+        raise StoreError(f"{place} is not what was written, so nothing can be told of it: {sound}")
     source = _find_cube(how["cube"], cube)
     networks = _find_ensemble(how, ensemble)
     sm = predict(open_cube(source), networks, **how["call"])
     shard = max(units.shards[-1] for units in record.sets)
     write_cube(sm, out, shard=shard, manifest={RECORD: how}, progress=progress)
     return _compare(place, normalise_path(out), how["versions"])
+
+
+def _check_target(path: str, out: str) -> None:
+    """Refuse to take what is there already for what is made now."""
+    if out != path:
+        try:
+            store = open_store(out)
+        except StoreError:  # nothing is there yet
+            return
+        if read_json(store, MANIFEST_KEY) is None:
+            return  # what an interrupted replay has begun
+    raise StoreError(
+        f"{out} holds a map already, which would be compared instead of a new one; give another "
+        "place, or remove it"
+    )
 
 
 def _read_manifest(path: StorePath) -> tuple[str, StoreRecord, dict[str, Any]]:

@@ -12,10 +12,8 @@ over overlapping windows of rows, without copies, and a dense block is stacked o
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from threading import Lock
 from typing import TypeAlias
 
 import numpy as np
@@ -26,7 +24,7 @@ from torch import Tensor
 from smgrid.errors import LayoutError
 from smgrid.inference.folding import Layer, Member, fold, on_device
 from smgrid.models.densesm import KERNEL, POOLING, pooled_steps
-from smgrid.models.devices import check_device
+from smgrid.models.devices import check_device, one_thread
 from smgrid.models.ensemble import Ensemble
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
@@ -149,9 +147,10 @@ class Engine:
         if wanted is not None:
             read &= wanted
         row = np.full(len(series), -1, np.int64)
-        found = series[read]
+        found = series if read.all() else series[read]
         first, row[read] = _distinct(found.reshape(len(found), self.n_series * self.n_steps))
         distinct = np.ascontiguousarray(found[first], np.float32)
+        del found
         return SeriesFeatures(
             row=row,
             means=distinct.mean(axis=2, dtype=np.float64).astype(np.float32),
@@ -174,7 +173,7 @@ class Engine:
             return predictions
         cells = cells[rows]
         inputs = np.concatenate([snapshot[rows], series.means[cells]], axis=1, dtype=np.float32)
-        with torch.inference_mode(), _one_thread():
+        with torch.inference_mode(), one_thread():
             found = _dense(
                 self.groups,
                 torch.from_numpy(inputs).to(self.device),
@@ -191,7 +190,7 @@ class Engine:
         """
         branch_sums = _compiled_kernel() if self.device == "cpu" else None
         if branch_sums is None or not self.n_series:
-            with torch.inference_mode(), _one_thread():
+            with torch.inference_mode(), one_thread():
                 found = _branches(self.members, torch.from_numpy(series).to(self.device))
                 return found.cpu().numpy()
         windows = pooled_steps(self.n_steps)[-1]
@@ -249,7 +248,7 @@ def _distinct(rows: FloatArray) -> tuple[IntArray, IntArray]:
     """
     if not len(rows):
         return np.empty(0, np.int64), np.empty(0, np.int64)
-    weights = np.random.default_rng(0).random(rows.shape[1])
+    weights = np.random.default_rng(0).random(rows.shape[1], np.float32)
     _, first, kind = np.unique(rows @ weights, return_index=True, return_inverse=True)
     if np.array_equal(rows[first[kind]], rows):
         return first, kind
@@ -264,27 +263,6 @@ def _stack_convolutions(members: list[Member]) -> Iterator[FloatArray]:
         taps = weight.reshape(*weight.shape[:2], KERNEL, -1)
         yield np.ascontiguousarray(taps.transpose(0, 3, 1, 2))
         yield np.stack([layer.bias[:, 0].numpy() for layer in layers])
-
-
-_threads_lock, _threads_before = Lock(), list[int]()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Keep torch on one thread: small matrix products lose most of their speed on several.
-
-    Tasks may overlap in a process, so the last one restores what the first one found.
-    """
-    with _threads_lock:
-        _threads_before.append(_threads_before[0] if _threads_before else torch.get_num_threads())
-        torch.set_num_threads(1)  # by every task: OpenMP counts per thread
-    try:
-        yield
-    finally:
-        with _threads_lock:
-            before = _threads_before.pop()
-            if not _threads_before:
-                torch.set_num_threads(before)
 
 
 @cache

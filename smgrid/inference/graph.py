@@ -76,7 +76,8 @@ def lazy_outputs(
     others = {name: array for name, array in helpful.items() if array.ndim == 3}
     series = {name: _as_dask(array) for name, array in {**inputs.series, **others}.items()}
     sources = [*pixels.values(), *series.values()]
-    token = _token(inputs, recipe, acquisitions, [array.name for array in sources])
+    names = [f"{name} {array.name}" for name, array in {**pixels, **series}.items()]
+    token = _token(inputs, recipe, acquisitions, names)
     unit, shared = f"predict-{token}", f"recipe-{token}"
     layer: dict[Any, Any] = {shared: _Shared(recipe, tuple(pixels), tuple(series))}
     found = [(array.name, array.ndim) for array in pixels.values()]
@@ -117,16 +118,24 @@ def _token(
     inputs: ModelInputs, recipe: Recipe, acquisitions: npt.NDArray[np.int64], names: list[str]
 ) -> str:
     windows = inputs.windows
-    made = (recipe.quantiles, recipe.interval, recipe.flags)
+    made = (recipe.quantiles, recipe.interval, recipe.flags, recipe.engine.device)
     known = (recipe.calibration, recipe.applicability)
-    where = (acquisitions, windows.composite_start, windows.day_start, names)
-    return tokenize(recipe.engine.digest, recipe.layout.digest, made, known, where)
+    where = (inputs.grid, tuple(inputs.offsets.items()), names)
+    when = (acquisitions, inputs.times, _orbits(inputs), windows.composite_start, windows.day_start)
+    return tokenize(recipe.engine.digest, recipe.layout.digest, made, known, where, when)
+
+
+def _orbits(inputs: ModelInputs) -> list[str]:
+    """``ascending`` or ``descending`` of every acquisition, empty where nobody knows."""
+    coords = inputs.pixels["vv"].coords
+    if "orbit_state" not in coords:
+        return [""] * len(inputs.times)
+    return [str(orbit) for orbit in coords["orbit_state"].values]
 
 
 def _scene(inputs: ModelInputs, acquisition: int) -> _Scene:
     time = inputs.times[acquisition]
-    coords = inputs.pixels["vv"].coords
-    orbit = str(coords["orbit_state"].values[acquisition]) if "orbit_state" in coords else ""
+    orbit = _orbits(inputs)[acquisition]
     days = inputs.series["t2m"]["date"].values
     first = pd.Timestamp(days[inputs.windows.day_start[acquisition]])
     return _Scene(time, orbit, (time.normalize() - first).days)

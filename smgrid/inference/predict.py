@@ -14,6 +14,8 @@ from smgrid.inference.graph import lazy_outputs
 from smgrid.inference.quality import FLAGS, HELPFUL, undetermined
 from smgrid.inference.units import Recipe
 from smgrid.inference.weights import send
+from smgrid.models.applicability import Applicability
+from smgrid.models.calibration import Calibration
 from smgrid.models.ensemble import Ensemble
 from smgrid.schema import describe
 
@@ -164,7 +166,9 @@ def _describe_more(ds: xr.Dataset, recipe: Recipe, variables: Sequence[str]) -> 
         "flag_masks": np.array(list(FLAGS.values()), np.uint16),
         "flag_meanings": " ".join(FLAGS),
     }
-    unknown = undetermined(variables)
+    orbits = {str(orbit) for orbit in ds["orbit_state"].values} if "orbit_state" in ds else {""}
+    known = [*variables, *(["orbit_state"] if orbits <= {"ascending", "descending"} else [])]
+    unknown = undetermined(known)
     if recipe.applicability is None:
         unknown += ["outside_training_range", "outside_applicability"]
     else:
@@ -174,6 +178,11 @@ def _describe_more(ds: xr.Dataset, recipe: Recipe, variables: Sequence[str]) -> 
     if recipe.interval is not None:
         for name in ("soil_moisture_lower", "soil_moisture_upper"):
             ds[name].attrs["coverage"] = recipe.interval
+
+
+def _digest_of(part: Calibration | Applicability | None) -> str:
+    """Tell one calibration or training summary of an ensemble from another."""
+    return "" if part is None else part.digest
 
 
 def _provenance(
@@ -188,6 +197,8 @@ def _provenance(
         "smgrid_convention": layout.convention,
         "smgrid_ensemble": ensemble.digest,
         "smgrid_members": len(ensemble.members),
+        "smgrid_calibration": _digest_of(ensemble.calibration),
+        "smgrid_applicability": _digest_of(ensemble.applicability),
         "smgrid_assumed": " ".join(inputs.assumed),
     }
 

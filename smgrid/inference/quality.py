@@ -5,14 +5,17 @@ then not determined, which the map says, rather than quietly clear.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
+from odc.geo.crs import CRS
+from odc.geo.geobox import GeoBox
 
-from smgrid.features.assemble import FloatArray, SeriesBlock
+from smgrid.features.assemble import FloatArray, IntArray, SeriesBlock
 
 FlagArray = npt.NDArray[np.uint16]
+DoubleArray = npt.NDArray[np.float64]
 
 FLAGS: dict[str, int] = {
     "input_missing": 1,
@@ -62,9 +65,11 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "snow": ("t2m", "tp"),
     "frozen_soil": ("t2m",),
     "steep_slope": ("slope",),
-    "layover_or_shadow": ("slope", "aspect_sin", "aspect_cos", "angle"),
+    "layover_or_shadow": ("slope", "aspect_sin", "aspect_cos", "angle", "orbit_state"),
 }
-"""Variables without which a flag cannot be determined."""
+"""Variables without which a flag cannot be determined, for acquisitions of known orbit."""
+
+_TERRAIN = ("slope", "angle", "aspect_sin", "aspect_cos")
 
 HELPFUL = ("fraction_water", "fraction_urban", "fraction_tree", "fraction_snow")
 """Static variables that layouts do not read, but flags do."""
@@ -75,18 +80,18 @@ def undetermined(variables: Sequence[str]) -> list[str]:
     return [flag for flag, needed in NEEDS.items() if not {*needed} <= {*variables}]
 
 
-def ground_flags(values: Mapping[str, FloatArray], *, orbit: str, latitude: float) -> FlagArray:
+def ground_flags(values: Mapping[str, FloatArray], *, orbit: str, grid: GeoBox) -> FlagArray:
     """Flag open water, buildings, trees, permanent snow, steep slopes, layover and radar shadow.
 
     Parameters
     ----------
     values
         (y, x) static variables and ``angle`` of the acquisition in canonical units; those that are
-        missing are not looked at.
+        missing are not looked at. A share of land cover that is NaN counts as above its limit.
     orbit
         ``ascending`` or ``descending``; anything else leaves layover unflagged.
-    latitude
-        Of the block in degrees, for the direction in which the radar looks.
+    grid
+        Where the pixels are, for the direction in which the radar looks.
     """
     shape = next(iter(values.values())).shape
     flags = np.zeros(shape, np.uint16)
@@ -99,35 +104,57 @@ def ground_flags(values: Mapping[str, FloatArray], *, orbit: str, latitude: floa
     }
     for flag, (name, limit) in above.items():
         if name in values:
-            flags |= _mask(values[name] > limit, flag)
-    if orbit in ("ascending", "descending") and {*NEEDS["layover_or_shadow"]} <= {*values}:
-        flags |= _mask(_hidden(values, _look_azimuth(orbit, latitude)), "layover_or_shadow")
+            within = values[name] <= limit
+            flags |= _mask(~within if name in HELPFUL else values[name] > limit, flag)
+    if orbit in ("ascending", "descending") and {*_TERRAIN} <= {*values}:
+        flags |= _mask(_hidden(values, orbit, grid), "layover_or_shadow")
     return flags
 
 
-def _look_azimuth(orbit: str, latitude: float) -> float:
+def _look_azimuth(orbit: str, latitude: DoubleArray) -> DoubleArray:
     """Direction in which the radar looks in degrees from north, without the turning of the Earth.
 
     Sentinel-1 looks to the right of its track, which crosses a latitude at the azimuth of which
     the sine is cos(inclination) / cos(latitude).
     """
     ratio = np.cos(np.radians(INCLINATION)) / np.cos(np.radians(latitude))
-    track = float(np.degrees(np.arcsin(np.clip(ratio, -1, 1))))
+    track: DoubleArray = np.degrees(np.arcsin(np.clip(ratio, -1, 1)))
     return 90 + track if orbit == "ascending" else 270 - track
 
 
-def _hidden(values: Mapping[str, FloatArray], look: float) -> npt.NDArray[np.bool_]:
+def _hidden(values: Mapping[str, FloatArray], orbit: str, grid: GeoBox) -> npt.NDArray[np.bool_]:
     """Whether slopes lean over the radar's line of sight, or lie in its shadow.
 
     Both follow from the slope in the direction of the radar alone (Kropatsch and Strobl 1990, IEEE
     Trans. Geosci. Remote Sens. 28, 98-107), as the mean of a pixel tells it.
     """
-    aspect = np.arctan2(values["aspect_sin"], values["aspect_cos"])
-    towards = np.cos(aspect - np.radians(look + 180))
-    slope = np.degrees(np.arctan(np.tan(np.radians(values["slope"])) * towards))
-    angle = values["angle"]
-    hidden: npt.NDArray[np.bool_] = (slope > angle) | (slope < angle - 90)
+    slope, angle = values["slope"], values["angle"]
+    hidden = np.zeros(grid.shape, np.bool_)
+    rows, columns = np.nonzero(slope > np.minimum(angle, 90 - angle))  # the others cannot be
+    if not len(rows):
+        return hidden
+    latitude, north = latitude_and_north(grid, rows, columns)
+    # The aspect counts from the north of the grid.
+    look = np.radians(_look_azimuth(orbit, latitude) + north)
+    slope, angle, sine, cosine = (values[name][rows, columns] for name in _TERRAIN)
+    towards = -np.cos(np.arctan2(sine, cosine) - look)
+    steepness = np.degrees(np.arctan(np.tan(np.radians(slope)) * towards))
+    hidden[rows, columns] = (steepness > angle) | (steepness < angle - 90)
     return hidden
+
+
+def latitude_and_north(
+    grid: GeoBox, rows: IntArray, columns: IntArray
+) -> tuple[DoubleArray, DoubleArray]:
+    """Return latitudes of pixels, and true north in degrees from the north of the grid."""
+    a, b, c, d, e, f = grid.affine[:6]
+    x = a * (columns + 0.5) + b * (rows + 0.5) + c
+    y = d * (columns + 0.5) + e * (rows + 0.5) + f
+    crs = cast("CRS", grid.crs)
+    longitude, latitude = crs.transformer_to_crs("EPSG:4326", always_xy=True)(x, y)
+    back = CRS("EPSG:4326").transformer_to_crs(crs, always_xy=True)
+    x_north, y_north = back(longitude, latitude + 1e-4)
+    return latitude, np.degrees(np.arctan2(x_north - x, y_north - y))
 
 
 def season_flags(series: Mapping[str, SeriesBlock], *, day: int) -> FlagArray:
@@ -140,14 +167,26 @@ def season_flags(series: Mapping[str, SeriesBlock], *, day: int) -> FlagArray:
     day
         Position of the acquisition's day in the windows of the weather.
     """
-    t2m, tp, ndvi = (series[name].values for name in ("t2m", "tp", "ndvi"))
-    weather = _mask(t2m[day] <= FREEZING, "frozen_soil")
-    weather |= _mask(snow_water(t2m[: day + 1], tp[: day + 1]) >= SNOW_WATER, "snow")
+    t2m, ndvi = series["t2m"].values, series["ndvi"].values
+    frozen = _mask(t2m[day] <= FREEZING, "frozen_soil")
     green = _mask(ndvi[-1] > DENSE_NDVI, "dense_vegetation")
     if "ndvi_filled" in series:
         filled = np.nan_to_num(series["ndvi_filled"].values, nan=1.0).mean(axis=0)
         green |= _mask(filled > FILLED_SHARE, "ndvi_filled")
-    return _on_pixels(weather, series["t2m"]) | _on_pixels(green, series["ndvi"])
+    flags = _on_pixels(frozen, series["t2m"]) | _on_pixels(green, series["ndvi"])
+    return flags | _snow_flags(series["t2m"], series["tp"], day)
+
+
+def _snow_flags(t2m: SeriesBlock, tp: SeriesBlock, day: int) -> FlagArray:
+    """Flag snow on pixels; temperature and rain may lie on grids of their own."""
+    # Rows and columns of both grids that occur together, and which of them each pixel uses.
+    rows, row = np.unique(np.stack([t2m.row, tp.row]), axis=1, return_inverse=True)
+    columns, column = np.unique(np.stack([t2m.column, tp.column]), axis=1, return_inverse=True)
+    days = slice(0, day + 1)
+    temperature = t2m.values[days][:, rows[0][:, None], columns[0]]
+    rain = tp.values[days][:, rows[1][:, None], columns[1]]
+    snow = _mask(snow_water(temperature, rain) >= SNOW_WATER, "snow")
+    return snow[np.ix_(row.ravel(), column.ravel())]
 
 
 def snow_water(t2m: FloatArray, tp: FloatArray) -> FloatArray:
@@ -164,11 +203,6 @@ def snow_water(t2m: FloatArray, tp: FloatArray) -> FloatArray:
         water -= np.float32(DEGREE_DAY) * np.maximum(temperature - np.float32(FREEZING), 0)
         np.maximum(water, 0, out=water)
     return water
-
-
-def acquisition_day(times: pd.DatetimeIndex, first_days: pd.DatetimeIndex) -> list[int]:
-    """Position of the days of acquisitions in windows of weather that begin on the given days."""
-    return [int(days) for days in (times.normalize() - first_days).days]
 
 
 def _mask(where: npt.NDArray[np.bool_], flag: str) -> FlagArray:

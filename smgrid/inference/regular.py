@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from operator import getitem
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import dask.array as da
 import numpy as np
@@ -20,7 +20,7 @@ from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 
 from smgrid.errors import ConfigError, NoDataError
-from smgrid.schema import describe
+from smgrid.schema import describe, get_variable
 from smgrid.windows import BLOCK_DAYS, Period, composite_calendar
 
 VALUE, SPREAD, FLAGS = "soil_moisture", "soil_moisture_std", "flags"
@@ -156,8 +156,9 @@ def _check(sm: xr.Dataset, value: str, max_age: float, correlation: float) -> No
         raise ConfigError("the times of sm are not increasing; sort it with sm.sortby('time')")
     if value not in get_args(Choice):
         raise ConfigError(f"value is {value!r}, expected one of {get_args(Choice)}")
-    if not max_age >= 0:
-        raise ConfigError(f"max_age is {max_age}, expected 0 or more days")
+    oldest = cast("tuple[float, float]", get_variable(AGE).valid_range)[1]
+    if not 0 <= max_age <= oldest:
+        raise ConfigError(f"max_age is {max_age}, expected 0 to {oldest:g} days")
     if not 0 <= correlation <= 1:
         raise ConfigError(f"correlation is {correlation}, expected 0 to 1")
 

@@ -19,7 +19,15 @@ from smgrid.features.assemble import (
 )
 from smgrid.features.layout import FeatureLayout
 from smgrid.inference.engine import Engine, SeriesFeatures
-from smgrid.inference.quality import FLAGS, VALID_RANGE, FlagArray, ground_flags, season_flags
+from smgrid.inference.quality import (
+    FLAGS,
+    VALID_RANGE,
+    DoubleArray,
+    FlagArray,
+    ground_flags,
+    latitude_and_north,
+    season_flags,
+)
 from smgrid.inference.weights import EngineFile, receive
 from smgrid.models.applicability import Applicability
 from smgrid.models.calibration import Calibration
@@ -122,7 +130,7 @@ def map_block(
         for name, dtype in recipe.outputs.items()
         if dtype == np.float32
     }
-    flags = ground_flags(block.values, orbit=orbit, latitude=_latitude(block.grid))
+    flags = ground_flags(block.values, orbit=orbit, grid=block.grid)
     flags |= season_flags(block.series, day=day) | np.uint16(recipe.flags)
     flags[~snapshot.valid] |= np.uint16(FLAGS["input_missing"])
     if len(snapshot.cell):
@@ -131,7 +139,7 @@ def map_block(
             if window is None
             else window.features
         )
-        values, bits = _estimate(recipe, snapshot, series, read, day_of_year=block.time.day_of_year)
+        values, bits = _estimate(recipe, snapshot, series, read, block=block)
         for name, value in values.items():
             arrays[name][snapshot.valid] = value
         flags[snapshot.valid] |= bits
@@ -150,7 +158,7 @@ def _estimate(
     series: BlockSeries,
     read: SeriesFeatures,
     *,
-    day_of_year: int,
+    block: Block,
 ) -> tuple[dict[str, FloatArray], FlagArray]:
     """Values and flags of the valid pixels."""
     members = receive(recipe.engine).predict_rows(snapshot.columns, read, snapshot.cell)
@@ -161,7 +169,13 @@ def _estimate(
         names = (quantile_name(q) for q in recipe.quantiles)
         values |= dict(zip(names, found.astype(np.float32), strict=True))
     if recipe.interval is not None and recipe.calibration is not None:
-        lower, upper = recipe.calibration.bounds(mean, spread, recipe.interval, day_of_year)
+        lower, upper = recipe.calibration.bounds(
+            mean,
+            spread,
+            recipe.interval,
+            block.time.day_of_year,
+            latitude=_latitudes(block.grid, snapshot.valid),
+        )
         values["soil_moisture_lower"] = np.maximum(lower, np.float32(-_WIDEST))
         values["soil_moisture_upper"] = np.minimum(upper, np.float32(_WIDEST))
     flags = _flag(snapshot.clipped, "feature_clipped")
@@ -180,7 +194,15 @@ def _flag(where: npt.NDArray[np.bool_], name: str) -> FlagArray:
     return np.where(where, np.uint16(FLAGS[name]), np.uint16(0))
 
 
+def _latitudes(grid: GeoBox, valid: npt.NDArray[np.bool_]) -> float | DoubleArray:
+    """Latitude of a block, of every valid pixel if the equator crosses it."""
+    south, north = _extent(grid)
+    if south * north > 0:
+        return south
+    return latitude_and_north(grid, *np.nonzero(valid))[0]
+
+
 @lru_cache(maxsize=64)
-def _latitude(grid: GeoBox) -> float:
+def _extent(grid: GeoBox) -> tuple[float, float]:
     box = grid.geographic_extent.boundingbox
-    return float((box.bottom + box.top) / 2)
+    return float(box.bottom), float(box.top)

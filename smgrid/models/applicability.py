@@ -6,6 +6,7 @@ divided by the mean distance between training samples. It is measured to a cores
 radius says how much that may cost. `smgrid.training.uncertainty` makes the summary.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from smgrid.errors import BundleError, LayoutError
+from smgrid.models.devices import one_thread
 
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 IntArray: TypeAlias = npt.NDArray[np.int64]
@@ -115,7 +117,8 @@ class Applicability:
         rows = self._vectors(snapshot, series, series_index)
         rows *= self.weight
         rows -= self.centre
-        distance = _nearest(torch.from_numpy(rows), self._factors)
+        with one_thread():
+            distance = _nearest(torch.from_numpy(rows), self._factors)
         distance /= np.float32(self.mean_distance)
         return distance
 
@@ -156,6 +159,15 @@ class Applicability:
         """(points, features + 1): what a row [-2 x, 1] is multiplied by for |c|^2 - 2 c x."""
         core = torch.from_numpy(self.coreset)
         return torch.cat([core, core.square().sum(dim=1, keepdim=True)], dim=1)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of all fields."""
+        digest = hashlib.sha256()
+        for name, array in self.to_arrays().items():
+            digest.update(f"{name}{array.shape}{array.dtype}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return all fields as arrays by name; numbers have one element."""

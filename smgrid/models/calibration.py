@@ -6,9 +6,11 @@ ICTAI; Lei et al. 2018, J. Am. Stat. Assoc. 113:1094; Romano et al. 2019, Adv. N
 Syst. 32). `smgrid.training.uncertainty` fits it; here are the scale and how it is applied.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, ClassVar, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -60,8 +62,9 @@ class Calibration:
         Observed share of labels inside the intervals by samples and nominal coverage ("0.8"). On
         the samples that it was fitted on each station is judged by what the others tell.
     season
-        c and s: how the scale differs over the year where the held-out stations are. It holds for
-        their side of the equator.
+        c and s: how the scale differs over the year where the held-out stations are.
+    hemisphere
+        On which side of the equator that is: 1 north, -1 south, 0 where nobody knows.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=False)
@@ -76,6 +79,7 @@ class Calibration:
     ensemble: str
     coverage: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     season: tuple[_Finite, _Finite] = (0.0, 0.0)
+    hemisphere: Literal[-1, 0, 1] = 0
 
     def __post_init__(self) -> None:
         if np.hypot(*self.season) > LARGEST_SEASON * (1 + 1e-9):
@@ -98,13 +102,25 @@ class Calibration:
         squared += np.float32(self.a**2)
         return np.sqrt(squared) * self._season_factor(day_of_year)
 
+    def _days(self, day_of_year: Days, latitude: Days) -> Days:
+        if latitude is None or day_of_year is None:
+            return day_of_year
+        same = np.sign(latitude) == (self.hemisphere or np.nan)
+        return np.where(same, day_of_year, np.nan)
+
     def _season_factor(self, day_of_year: Days) -> FloatArray:
         days = np.asarray(np.nan if day_of_year is None else day_of_year, np.float64)
         logs = np.nan_to_num(season_columns(days) @ self.season, nan=np.hypot(*self.season))
         return np.exp(logs / 2, dtype=np.float64).astype(np.float32)
 
     def bounds(
-        self, mean: FloatArray, spread: FloatArray, coverage: float, day_of_year: Days = None
+        self,
+        mean: FloatArray,
+        spread: FloatArray,
+        coverage: float,
+        day_of_year: Days = None,
+        *,
+        latitude: Days = None,
     ) -> tuple[FloatArray, FloatArray]:
         """Return the interval that holds the truth with a probability.
 
@@ -117,8 +133,11 @@ class Calibration:
         day_of_year
             Day of the acquisition, 1 to 366: one for all, or an array that broadcasts with
             ``spread``. Where it is not given or NaN the scale is that of the season of the largest
-            errors, so that the interval is too wide rather than too narrow. Leave it out across
-            the equator from the stations of the calibration, whose season is another one.
+            errors, so that the interval is too wide rather than too narrow.
+        latitude
+            Of the pixels in degrees, broadcast likewise. Across the equator from the stations of
+            the calibration the season is another one, and the day counts as unknown; without
+            latitude the day is taken as it is.
 
         Returns
         -------
@@ -130,7 +149,8 @@ class Calibration:
         ConfigError
             The coverage is no probability, or more than the held-out errors support.
         """
-        reach = self.scale(spread, day_of_year) * np.float32(self.factor(coverage))
+        days = self._days(day_of_year, latitude)
+        reach = self.scale(spread, days) * np.float32(self.factor(coverage))
         return mean - reach, mean + reach
 
     def factor(self, coverage: float) -> float:
@@ -145,6 +165,11 @@ class Calibration:
                 f"{self.highest_coverage:.3f}, or calibrate on more stations"
             )
         return float(np.interp(share, np.linspace(0, 1, len(self.scores)), self.scores))
+
+    @property
+    def digest(self) -> str:
+        """sha256 of everything that decides on intervals."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the calibration as JSON-ready dicts, lists, strings and numbers."""

@@ -84,6 +84,8 @@ class Ensemble:
         members = tuple((name, copy.deepcopy(network).eval()) for name, network in self.members)
         object.__setattr__(self, "members", members)
         object.__setattr__(self, "card", copy.deepcopy(dict(self.card)))
+        if self.applicability is not None:
+            _check_summary(len(self.applicability.low), self.layout)
         if self.calibration is not None and self.calibration.ensemble != self.digest:
             raise BundleError(
                 f"the calibration is that of another ensemble ({self.calibration.ensemble[:12]}, "
@@ -202,6 +204,15 @@ def mean_and_std(samples: FloatArray) -> tuple[FloatArray, FloatArray]:
     mixture (Lakshminarayanan, Pritzel and Blundell 2017, Adv. Neural Inf. Process. Syst. 30).
     """
     return samples.mean(axis=0), samples.std(axis=0)
+
+
+def _check_summary(features: int, layout: FeatureLayout) -> None:
+    expected = len(layout.snapshot) + 2 * len(layout.series)
+    if features != expected:
+        raise LayoutError(
+            f"the training summary is of {features} features, the layout {layout.name!r} gives "
+            f"{expected}; summarise samples of this layout"
+        )
 
 
 def _check_fit(name: str, network: DenseSM, layout: FeatureLayout) -> None:

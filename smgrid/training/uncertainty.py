@@ -7,7 +7,7 @@ much as those of any other.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +57,7 @@ class _Errors(NamedTuple):
     group: IntArray
     day: DoubleArray  # of the year, NaN where it is unknown
     month: IntArray  # of the calendar, each of another number
+    hemisphere: int  # 1 north, -1 south, 0 unknown or both
 
     @property
     def weight(self) -> DoubleArray:
@@ -65,8 +66,8 @@ class _Errors(NamedTuple):
         return np.asarray(1 / (count[place] * len(count)), np.float64)
 
     def take(self, rows: npt.NDArray[np.bool_]) -> "_Errors":
-        error, spread, group, day, month = self
-        return _Errors(error[rows], spread[rows], group[rows], day[rows], month[rows])
+        error, spread, group, day, month, hemisphere = self
+        return _Errors(error[rows], spread[rows], group[rows], day[rows], month[rows], hemisphere)
 
 
 def with_uncertainty(
@@ -210,10 +211,12 @@ def _held_out(
             "learned from"
         )
     day = day_of_year(drawn.time)
-    if np.ptp(np.sign(drawn.latitude[drawn.latitude != 0])) > 0:
+    sides = np.unique(np.sign(drawn.latitude))
+    hemisphere = int(sides[0]) if len(sides) == 1 and np.isfinite(sides[0]) else 0
+    if hemisphere == 0:
         day[:] = np.nan  # stations on both sides of the equator have no common season
     month = drawn.time.astype("datetime64[M]").astype(np.int64)
-    return _Errors(error, spread, group, day, month)
+    return _Errors(error, spread, group, day, month, hemisphere)
 
 
 def _fit(errors: _Errors, name: str, digest: str) -> Calibration:
@@ -236,6 +239,7 @@ def _fit(errors: _Errors, name: str, digest: str) -> Calibration:
         fitted_on=name,
         ensemble=digest,
         season=(float(season[0]), float(season[1])),
+        hemisphere=cast("Literal[-1, 0, 1]", errors.hemisphere),
     )
 
 
@@ -306,7 +310,9 @@ def _effective(scores: DoubleArray, group: IntArray) -> float:
 
 def _coverage(calibration: Calibration, errors: _Errors) -> dict[str, float]:
     """Return the observed coverage of each nominal one that is supported; places weigh the same."""
-    inside = np.abs(errors.error) / calibration.scale(errors.spread.astype(np.float32), errors.day)
+    same = errors.hemisphere == calibration.hemisphere
+    day = errors.day if same else np.full_like(errors.day, np.nan)
+    inside = np.abs(errors.error) / calibration.scale(errors.spread.astype(np.float32), day)
     return {
         f"{c:g}": float(errors.weight @ (inside <= calibration.factor(c)))
         for c in COVERAGES

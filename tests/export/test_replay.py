@@ -139,3 +139,20 @@ def test_an_incomplete_cube_has_no_manifest(folder):
             ensemble_path=folder / "bundle",
             call={},
         )
+
+
+def test_what_is_there_is_not_taken_for_what_is_made(folder, tmp_path):
+    with pytest.raises(StoreError, match="holds a map already"):
+        replay(folder / "sm.zarr", folder / "sm.zarr")
+    shutil.copytree(folder / "sm.zarr", tmp_path / "there.zarr")
+    with pytest.raises(StoreError, match="give another place"):
+        replay(folder / "sm.zarr", tmp_path / "there.zarr")
+
+
+def test_a_damaged_map_is_no_measure(folder, tmp_path):
+    shard = folder / "sm.zarr/soil_moisture/c/0/0/0"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(StoreError, match="not what was written"):
+        replay(folder / "sm.zarr", tmp_path / "again.zarr")

@@ -7,7 +7,8 @@ import pytest
 import torch
 import xarray as xr
 
-from smgrid.errors import ConfigError, LayoutError
+from smgrid.cube.store import write_cube
+from smgrid.errors import ConfigError, LayoutError, TemplateMismatchError
 from smgrid.features.layout import get_layout, scale_columns, scale_series
 from smgrid.grid import ease_features_on
 from smgrid.inference.engine import Engine
@@ -160,7 +161,7 @@ def test_intervals_are_those_of_the_calibration(ensemble):
         sm = predict(cube, known, interval=interval).compute()
         days = sm["time"].dt.dayofyear.values[:, None, None]
         values = (sm["soil_moisture"].values, sm["soil_moisture_std"].values)
-        lower, upper = known.calibration.bounds(*values, wanted, days)
+        lower, upper = known.calibration.bounds(*values, wanted, days)  # without a season
         np.testing.assert_allclose(sm["soil_moisture_lower"], np.maximum(lower, -3), atol=1e-6)
         np.testing.assert_allclose(sm["soil_moisture_upper"], np.minimum(upper, 3), atol=1e-6)
         assert sm["soil_moisture_lower"].attrs["coverage"] == wanted
@@ -244,6 +245,55 @@ def make_longer(cube):
     nodes["/x2_daily"] = days.reindex(date=dates, method="nearest")
     nodes["/x2_daily"]["t2m"][-11:] = 290
     return xr.DataTree.from_dict(nodes)
+
+
+def edited(cube, change):
+    nodes = {f"/{k}": v.to_dataset() for k, v in cube.children.items()}
+    nodes["/base"] = change(nodes["/base"])
+    return xr.DataTree.from_dict(nodes)
+
+
+def test_maps_of_the_same_numbers_elsewhere_are_other_maps(ensemble):
+    """Computed together, tasks of one name would be taken for one another."""
+    cube = make_cube(chunks=9)
+    steep = edited(cube, lambda ds: ds.assign(slope=ds["slope"] * 0 + 50))
+    water = edited(cube, lambda ds: ds.assign(fraction_water=ds["sand"] * 0 + 0.3))
+    cases = [
+        (steep, edited(steep, lambda ds: ds.assign_coords(orbit_state=("time", ["", "", ""])))),
+        (
+            steep,
+            edited(steep, lambda ds: ds.assign_coords(time=ds["time"] + np.timedelta64(1, "h"))),
+        ),
+        (water, edited(water, lambda ds: ds.rename(fraction_water="fraction_urban"))),
+    ]
+    for one, other in cases:
+        names = [predict(c, ensemble)["flags"].data.name for c in (one, other, one)]
+        assert names[0] == names[2] != names[1]
+
+
+def test_another_calibration_is_another_map(ensemble, tmp_path):
+    cube = make_cube(shape=(5, 6))
+    known = replace(ensemble, calibration=calibration(ensemble))
+    wider = replace(known, calibration=replace(known.calibration, a=0.2))
+    write_cube(predict(cube, known), tmp_path / "sm.zarr")
+    with pytest.raises(TemplateMismatchError, match="smgrid_calibration"):
+        write_cube(predict(cube, wider), tmp_path / "sm.zarr")
+
+
+def test_the_season_of_an_interval_is_that_of_its_hemisphere(ensemble):
+    def width(hemisphere):
+        season = {"season": (1.2, 0.0), "hemisphere": hemisphere, "b": 0.0}
+        known = replace(ensemble, calibration=replace(calibration(ensemble), **season))
+        sm = predict(make_cube(shape=(5, 6), times=("2021-03-02T05:30",)), known).compute()
+        return float((sm["soil_moisture_upper"] - sm["soil_moisture_lower"]).mean())
+
+    assert width(1) < 0.95 * width(-1)  # across the equator the widest season counts
+    assert width(0) == width(-1)
+
+
+def test_an_unknown_orbit_leaves_layover_undetermined(ensemble):
+    cube = edited(make_cube(shape=(5, 6)), lambda ds: ds.drop_vars("orbit_state"))
+    assert "layover_or_shadow" in predict(cube, ensemble)["flags"].attrs["not_determined"]
 
 
 def test_one_chunk_of_output_reads_only_its_own_inputs(ensemble):

@@ -1,14 +1,28 @@
 import numpy as np
 import pytest
+from affine import Affine
+from odc.geo.crs import CRS
+from odc.geo.geobox import GeoBox
 
 from smgrid.features.assemble import SeriesBlock
 from smgrid.inference.quality import (
     FLAGS,
     ground_flags,
+    latitude_and_north,
     season_flags,
     snow_water,
     undetermined,
 )
+
+
+def place(shape, *, crs="EPSG:32631", latitude=50.8, longitude=3.0):
+    """A grid of 100 m around a point; at the central meridian grid north is true north."""
+    x, y = CRS("EPSG:4326").transformer_to_crs(CRS(crs), always_xy=True)(longitude, latitude)
+    corner = Affine(100, 0, x - 50 * shape[1], 0, -100, y + 50 * shape[0])
+    return GeoBox(shape, corner, crs)
+
+
+HERE = place((1, 1))
 
 
 def flagged(flags, name):
@@ -38,11 +52,11 @@ def test_flags_are_single_bits_of_a_16_bit_mask():
 )
 def test_thresholds_of_the_ground(flag, name, clear, set_):
     def found(value):
-        return flagged(ground_flags(ground(**{name: value}), orbit="", latitude=50), flag).item()
+        return flagged(ground_flags(ground(**{name: value}), orbit="", grid=HERE), flag).item()
 
     assert not found(clear)
     assert found(set_)
-    assert not found(np.nan)
+    assert found(np.nan) == name.startswith("fraction")  # a share that nobody knows is no clear one
 
 
 def local_incidence(slope, aspect, angle, look):
@@ -60,7 +74,7 @@ def test_slopes_towards_the_radar_are_in_layover(orbit, west):
     def hidden(aspect, slope=45.0, angle=35.0):
         rad = np.radians(aspect)
         values = ground(slope=slope, aspect_sin=np.sin(rad), aspect_cos=np.cos(rad), angle=angle)
-        flags = ground_flags(values, orbit=orbit, latitude=50.8)
+        flags = ground_flags(values, orbit=orbit, grid=HERE)
         return flagged(flags, "layover_or_shadow").item()
 
     facing, averted = (270, 90) if west else (90, 270)
@@ -78,13 +92,59 @@ def test_shadow_begins_where_the_ray_grazes_the_slope():
         assert (away > 90) == expected
         rad = np.radians(look)
         values = ground(slope=slope, aspect_sin=np.sin(rad), aspect_cos=np.cos(rad), angle=35)
-        flags = ground_flags(values, orbit="ascending", latitude=50.8)
+        flags = ground_flags(values, orbit="ascending", grid=HERE)
         assert flagged(flags, "layover_or_shadow").item() == expected
+
+
+def test_layover_follows_true_north():
+    """In Lisbon the north of Europe's equal-area grid lies 13 degrees to the west of true north."""
+    grid = place((1, 1), crs="EPSG:3035", latitude=38.7, longitude=-9.1)
+    latitude, north = latitude_and_north(grid, np.array([0]), np.array([0]))
+    assert latitude.item() == pytest.approx(38.7, abs=1e-6)
+    assert north.item() == pytest.approx(13.0, abs=0.2)
+    track = np.degrees(np.arcsin(np.cos(np.radians(98.18)) / np.cos(np.radians(38.7))))
+    facing = 270 + track + north.item()  # of the grid: where the radar is, seen from the ground
+    for turn, expected in ((0, True), (50, False), (-50, False)):
+        aspect = np.radians(facing + turn)
+        sine, cosine = np.sin(aspect), np.cos(aspect)
+        values = ground(slope=40, aspect_sin=sine, aspect_cos=cosine, angle=35)
+        flags = ground_flags(values, orbit="ascending", grid=grid)
+        assert flagged(flags, "layover_or_shadow").item() == expected
+
+
+def test_layover_does_not_depend_on_tiles():
+    grid = place((40, 30), latitude=68.0, longitude=5.9)
+    rng = np.random.default_rng(0)
+    aspect = rng.uniform(0, 2 * np.pi, grid.shape)
+    values = {
+        "slope": rng.uniform(20, 60, grid.shape),
+        "aspect_sin": np.sin(aspect),
+        "aspect_cos": np.cos(aspect),
+        "angle": np.full(grid.shape, 35.0),
+    }
+    whole = ground_flags(values, orbit="descending", grid=grid)
+    for part in (np.s_[:7, :30], np.s_[7:40, 11:30]):
+        inside = {name: array[part] for name, array in values.items()}
+        flags = ground_flags(inside, orbit="descending", grid=grid[part])
+        np.testing.assert_array_equal(flags, whole[part])
+
+
+def test_snow_where_rain_and_temperature_lie_on_grids_of_their_own():
+    cold = np.full((2, 2, 2), 280, np.float32)
+    cold[:, 1] = 260  # the lower cells
+    rain = np.zeros((2, 2, 2), np.float32)
+    rain[:, :, 1] = 0.01  # the right ones
+    series = season([280, 280], [0, 0], [0.2, 0.2])
+    series["t2m"] = SeriesBlock(cold, np.array([0, 0, 1]), np.array([0, 0, 1, 1]))
+    series["tp"] = SeriesBlock(rain, np.array([0, 1, 1]), np.array([0, 1, 1, 1]))
+    expected = np.zeros((3, 4), bool)
+    expected[2, 1:] = True
+    np.testing.assert_array_equal(flagged(season_flags(series, day=1), "snow"), expected)
 
 
 def test_an_unknown_orbit_leaves_layover_open():
     values = ground(slope=80, aspect_sin=-1, aspect_cos=0, angle=35)
-    assert not flagged(ground_flags(values, orbit="", latitude=50), "layover_or_shadow").any()
+    assert not flagged(ground_flags(values, orbit="", grid=HERE), "layover_or_shadow").any()
 
 
 def test_snow_falls_in_the_cold_and_melts_in_the_warm():
@@ -133,5 +193,5 @@ def test_ndvi_that_was_mostly_filled(share, expected):
 
 
 def test_flags_without_their_variables_are_undetermined():
-    found = undetermined(["slope", "t2m", "tp", "ndvi"])
+    found = undetermined(["slope", "aspect_sin", "aspect_cos", "angle", "t2m", "tp", "ndvi"])
     assert found == ["ndvi_filled", "open_water", "urban", "layover_or_shadow"]
