@@ -42,8 +42,17 @@ def failed(error: Exception, *, in_store: bool = False) -> Failed:
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:  # noqa: BLE001 (exceptions with arguments of their own fail in many ways)
-        error = StrangeError(str(error))
+        error = _stand_in(error)
     return Failed(error=error, kind=kind, at=at, in_store=in_store)
+
+
+def _stand_in(error: Exception) -> StrangeError:
+    """Return what can travel of an exception that cannot: its text, and what the ledger asks for."""
+    stand_in = StrangeError(str(error))
+    for name in ("asset", "attempts"):
+        if isinstance(getattr(error, name, None), str | int):
+            setattr(stand_in, name, getattr(error, name))
+    return stand_in
 
 
 def _place_of(error: Exception) -> str:

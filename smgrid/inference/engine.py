@@ -248,8 +248,10 @@ def _distinct(rows: FloatArray) -> tuple[IntArray, IntArray]:
     """
     if not len(rows):
         return np.empty(0, np.int64), np.empty(0, np.int64)
-    weights = np.random.default_rng(0).random(rows.shape[1], np.float32)
-    _, first, kind = np.unique(rows @ weights, return_index=True, return_inverse=True)
+    weights = np.random.default_rng(0).random(rows.shape[1])
+    # In parts, as each becomes double precision.
+    key = np.concatenate([rows[part] @ weights for part in _parts(len(rows), 4096)])
+    _, first, kind = np.unique(key, return_index=True, return_inverse=True)
     if np.array_equal(rows[first[kind]], rows):
         return first, kind
     _, first, kind = np.unique(rows, axis=0, return_index=True, return_inverse=True)
