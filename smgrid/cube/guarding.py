@@ -47,7 +47,7 @@ def failed(error: Exception, *, in_store: bool = False) -> Failed:
 
 
 def _stand_in(error: Exception) -> StrangeError:
-    """Return what can travel of an exception that cannot: its text, and what the ledger asks for."""
+    """Return what can travel of an exception that cannot: its text, and what ledgers ask for."""
     stand_in = StrangeError(str(error))
     for name in ("asset", "attempts"):
         if isinstance(getattr(error, name, None), str | int):
