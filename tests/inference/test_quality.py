@@ -104,7 +104,8 @@ def test_layover_follows_true_north():
     assert north.item() == pytest.approx(13.0, abs=0.2)
     track = np.degrees(np.arcsin(np.cos(np.radians(98.18)) / np.cos(np.radians(38.7))))
     facing = 270 + track + north.item()  # of the grid: where the radar is, seen from the ground
-    for turn, expected in ((0, True), (50, False), (-50, False)):
+    # Of 40 degrees 35 are left towards the radar where the slope is turned away by 33.4.
+    for turn, expected in ((0, True), (28, True), (-28, True), (39, False), (-39, False)):
         aspect = np.radians(facing + turn)
         sine, cosine = np.sin(aspect), np.cos(aspect)
         values = ground(slope=40, aspect_sin=sine, aspect_cos=cosine, angle=35)
