@@ -96,8 +96,12 @@ def files_of(folder):
 
 
 def shards_of(store):
-    """Return when every shard was written."""
-    return {path: path.stat().st_mtime_ns for path in store.glob("a/c/*/*/*")}
+    """Return when every shard was written, without those that are being written."""
+    shards = {}
+    for path in store.glob("a/c/*/*/*"):
+        if path.suffix != ".partial":
+            shards[path] = path.stat().st_mtime_ns
+    return shards
 
 
 def calls_of(store):
