@@ -1,5 +1,6 @@
 """Open the groups of a store lazily, in memory what they were before they were written."""
 
+import math
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -18,8 +19,9 @@ from smgrid.errors import StoreError
 def open_groups(store: Store, record: StoreRecord) -> dict[str, xr.Dataset]:
     """Return the Datasets of a store by group path; "" is the root.
 
-    Values are lazy with one Dask chunk per shard, because that is what a unit of work reads;
-    floats are float32. Coordinates are in memory.
+    Values are lazy with one Dask chunk per shard, because that is what a unit of work reads; of a
+    series on a coarse grid, whose shard lies under many tiles of the base grid, no more cells than
+    lie under one. Floats are float32. Coordinates are in memory.
 
     Raises
     ------
@@ -29,8 +31,8 @@ def open_groups(store: Store, record: StoreRecord) -> dict[str, xr.Dataset]:
     try:
         groups = _open_all(store, record)
         return {
-            path: _to_memory_form(groups[path], content["arrays"])
-            for path, content in record.template["groups"].items()
+            path: _to_memory_form(groups[path], _blocks(record, path))
+            for path in record.template["groups"]
         }
     except (ValueError, TypeError, KeyError, RuntimeError) as cause:
         msg = (
@@ -57,9 +59,33 @@ def _open_all(store: Store, record: StoreRecord) -> dict[str, xr.Dataset]:
     return {name.strip("/"): ds for name, ds in opened.items()}
 
 
-def _to_memory_form(ds: xr.Dataset, arrays: Mapping[str, Any]) -> xr.Dataset:
+def _blocks(record: StoreRecord, path: str) -> dict[str, dict[str, int]]:
+    """Return how many elements of each dim one Dask chunk of every array of a group holds."""
+    blocks = {}
+    for name, array in record.template["groups"][path]["arrays"].items():
+        block = dict(zip(array["dims"], array["shards"], strict=True))
+        if {"date", "y", "x"} <= block.keys():
+            inner = dict(zip(array["dims"], array["chunks"], strict=True))
+            cells = _cells_under_a_tile(record, path, shard=block["x"])
+            for dim in ("y", "x"):
+                block[dim] = min(block[dim], math.ceil(cells / inner[dim]) * inner[dim])
+        blocks[name] = block
+    return blocks
+
+
+def _cells_under_a_tile(record: StoreRecord, path: str, *, shard: int) -> int:
+    """Return how many cells of a group lie along the edge of a tile of the base grid."""
+    groups = record.template["groups"]
+    tiles = [units.shards[-1] for units in record.sets if units.group == "base"]
+    if not tiles or groups["base"]["transform"] is None or groups[path]["transform"] is None:
+        return shard
+    factor: float = groups[path]["transform"][0] / groups["base"]["transform"][0]
+    return math.ceil(max(tiles) / factor)
+
+
+def _to_memory_form(ds: xr.Dataset, blocks: Mapping[str, Mapping[str, int]]) -> xr.Dataset:
     coords = {name: _load(coord) for name, coord in ds.coords.items()}
-    variables = {name: _in_shards(ds[name], arrays[name]["shards"]) for name in arrays}
+    variables = {name: _in_blocks(ds[name], block) for name, block in blocks.items()}
     return xr.Dataset(variables, coords=coords, attrs=memory_attrs(ds.attrs, where="attributes"))
 
 
@@ -71,8 +97,7 @@ def _load(coord: xr.DataArray) -> xr.Variable:
     return xr.Variable(coord.dims, values, coord.attrs | bounds)
 
 
-def _in_shards(da: xr.DataArray, shards: list[int]) -> xr.Variable:
-    chunks = dict(zip(da.dims, shards, strict=True))
+def _in_blocks(da: xr.DataArray, chunks: Mapping[str, int]) -> xr.Variable:
     # A name of its own, because another store may be made at the same path.
     values = da.variable.chunk(chunks, name=f"open-{da.name}-{uuid.uuid4().hex}").data
     if values.dtype.kind == "f":
