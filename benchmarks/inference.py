@@ -29,7 +29,9 @@ import xarray as xr
 from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
 
-from smgrid import load_ensemble, open_cube, predict, save_ensemble, write_cube
+from smgrid import load_ensemble, open_cube, open_map, predict, save_ensemble, write_cube
+from smgrid.features.assemble import Block, BlockFeatures, SeriesBlock, block_features
+from smgrid.features.inputs import model_inputs
 from smgrid.features.layout import get_layout
 from smgrid.grid import coarsen_grid
 from smgrid.inference.engine import Engine, compile_ensemble
@@ -113,36 +115,21 @@ def cpu_seconds(function: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-class Calls:
-    """Keeps what an engine is asked, to ask it again without the rest."""
-
-    def __init__(self) -> None:
-        self.rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-
-    def record(self, store: Path, ensemble: Ensemble) -> None:
-        """Map a store and keep the rows of its units."""
-        original = Engine.predict_rows
-        series: dict[int, np.ndarray] = {}
-        read = Engine.read_series
-
-        def spy_read(engine: Engine, values: np.ndarray, **options: object) -> object:
-            found = read(engine, values, **options)  # type: ignore[arg-type]
-            series[id(found)] = values
-            kept.append(found)
-            return found
-
-        def spy(
-            engine: Engine, snapshot: np.ndarray, read: object, index: np.ndarray
-        ) -> np.ndarray:
-            self.rows.append((snapshot, series[id(read)], index))
-            return np.zeros((len(engine.members), len(snapshot)), np.float32)
-
-        kept: list[object] = []
-        Engine.predict_rows, Engine.read_series = spy, spy_read  # type: ignore[method-assign]
-        try:
-            predict(open_cube(store), ensemble).compute(scheduler="synchronous")
-        finally:
-            Engine.predict_rows, Engine.read_series = original, read  # type: ignore[method-assign]
+def first_acquisition(store: Path, ensemble: Ensemble) -> BlockFeatures:
+    """Return what the networks are given for the first acquisition."""
+    inputs = model_inputs(open_cube(store), ensemble.layout)
+    whole = [slice(0, n) for n in inputs.grid.shape]
+    values = {
+        name: (array[0] if "time" in array.dims else array).values
+        for name, array in inputs.pixels.items()
+    }
+    series = {}
+    for name, array in inputs.series.items():
+        cells = inputs.cells(name, *whole)
+        window = array[inputs.dates(name, 0), cells.y, cells.x].values
+        series[name] = SeriesBlock(window, cells.row, cells.column)
+    block = Block(time=inputs.times[0], grid=inputs.grid, values=values, series=series)
+    return block_features(block, ensemble.layout)
 
 
 def end_to_end(store: Path, out: Path, ensemble: Ensemble) -> None:
@@ -156,14 +143,13 @@ def measure_speed(folder: Path, size: int, repeats: int, plain_rows: int) -> dic
     ensemble, engine = make_ensemble(), compile_ensemble(make_ensemble())
     store = folder / f"cube-{size}.zarr"
     write_cube(make_cube(size, TIMES), store)
-    calls = Calls()
-    calls.record(store, ensemble)
-    pixels = sum(len(snapshot) for snapshot, _, _ in calls.rows)
-    snapshot, series, index = calls.rows[0]
+    features = first_acquisition(store, ensemble)
+    snapshot, series, index = features.snapshot, features.series, features.series_index
     some = slice(0, plain_rows)
-    rows = np.concatenate([snapshot[some], series[index[some]].reshape(-1, 138)], axis=1)
+    rows = features.rows()[some]
     figures: dict[str, list[float]] = {"way": [], "plain": [], "chunked": [], "engine": []}
     end_to_end(store, folder / "first.zarr", ensemble)
+    pixels = int(open_map(folder / "first.zarr").soil_moisture.notnull().sum())
     for repeat in range(repeats):
         out = folder / f"map-{repeat}.zarr"
         figures["way"].append(cpu_seconds(lambda: end_to_end(store, out, ensemble)) / pixels)  # noqa: B023
@@ -329,7 +315,7 @@ def main() -> None:
             "seconds"
         ]
         figures |= measure_processes(folder, 160 if quick else 256, 1 if quick else 3)
-        size, repeats, rows = (160, 3, 8192) if quick else (256, 7, 16384)
+        size, repeats, rows = (160, 3, 8192) if quick else (256, 5, 8192)
         figures |= measure_speed(folder, size, repeats, rows)
     for key, value in figures.items():
         print(f"{key:48s} {value:12.4g}")
