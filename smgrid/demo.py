@@ -81,24 +81,26 @@ class DemoReport:
     coverage: dict[str, dict[str, float]]
 
     def table(self) -> list[dict[str, str]]:
-        """Rows for people, one per estimate."""
-        rows = []
-        for name, s in self.scores.items():
-            held = self.coverage.get(name, {})
-            rows.append(
-                {
-                    "estimate": name,
-                    "bias": f"{s.bias:+.3f}",
-                    "RMSE": f"{s.rmse:.3f}",
-                    "ubRMSE": f"{s.ubrmse:.3f}",
-                    "R": "-" if np.isnan(s.r) else f"{s.r:.2f}",
-                }
-                | {
-                    f"in {c:.0%}": f"{held[f'{c:g}']:.1%}" if f"{c:g}" in held else ""
-                    for c in COVERAGES
-                }
-            )
-        return rows
+        """Rows for people, one per estimate; as a table they fit on a terminal of 80 columns."""
+        levels = "/".join(f"{100 * c:g}" for c in COVERAGES)
+        return [
+            {
+                "estimate": name,
+                "bias": f"{s.bias:+.3f}",
+                "RMSE": f"{s.rmse:.3f}",
+                "ubRMSE": f"{s.ubrmse:.3f}",
+                "R": "-" if np.isnan(s.r) else f"{s.r:.2f}",
+                f"in {levels} %": self._shares(name),
+            }
+            for name, s in self.scores.items()
+        ]
+
+    def _shares(self, name: str) -> str:
+        """Say how much lies in the intervals of each nominal coverage [%]; nothing without any."""
+        held = self.coverage.get(name, {})
+        shares = (held.get(f"{c:g}") for c in COVERAGES)
+        said = ["-" if share is None else f"{100 * share:.1f}" for share in shares]
+        return "/".join(said) if held else ""
 
 
 def run_demo(
@@ -343,7 +345,7 @@ def _baselines(folder: Path, cube: xr.DataTree, sm: xr.Dataset) -> dict[str, xr.
     smap = smap.reindex(time=sm["time"], method="nearest", tolerance="3D")
     return {
         "mean map": flat + means["all"],
-        "climatology (monthly)": flat + monthly,
+        "monthly mean": flat + monthly,
         "SMAP 9 km": smap.assign_coords(x=sm["x"], y=sm["y"]),
     }
 

@@ -1,5 +1,6 @@
 """The demo on a tiny world: every promised output, no look at the truth, nothing done twice."""
 
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -9,11 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from rich.console import Console
 
 import smgrid.demo as demo
+from smgrid.cli import console
 from smgrid.cube.store import open_map
 from smgrid.errors import ConfigError
 from smgrid.grid import transform_points
+from smgrid.metrics import Scores
 from smgrid.models.bundle import load_ensemble, save_ensemble
 from smgrid.training.plan import FitPlan
 
@@ -85,14 +89,36 @@ def test_every_promised_output_is_there(ran):
     written = json.loads((folder / "scores.json").read_text())
     assert set(written["scores"]) == set(report.scores)
     assert written["scores"]["smgrid"]["ubrmse"] == report.scores["smgrid"].ubrmse
-    assert {"mean map", "climatology (monthly)", "SMAP 9 km"} < set(report.scores)
+    assert {"mean map", "monthly mean", "SMAP 9 km"} < set(report.scores)
     assert written["coverage"] == report.coverage
     first, second, third, *_ = report.table()
     assert [first["estimate"], second["estimate"]] == ["smgrid", demo.AT_STATIONS]
     for row in (first, second):
-        for level, share in report.coverage[row["estimate"]].items():
-            assert row[f"in {float(level):.0%}"] == f"{share:.1%}"
-    assert third["in 90%"] == ""
+        shares = [f"{100 * share:.1f}" for share in report.coverage[row["estimate"]].values()]
+        assert row["in 50/80/90/95 %"] == "/".join(shares)
+    assert third["in 50/80/90/95 %"] == ""
+
+
+def test_the_table_fits_on_a_narrow_terminal(ran, monkeypatch):
+    """Every cell in one line, at the longest numbers that scores can have."""
+    _, report, _ = ran
+    longest = replace(report.scores["smgrid"], bias=-0.123, rmse=0.123, ubrmse=0.123, r=-0.51)
+    shares = {"0.5": 0.499, "0.8": 0.801, "0.9": 0.902, "0.95": 1.0}
+    wide = demo.DemoReport(
+        Path(), dict.fromkeys(report.scores, longest), dict.fromkeys(report.scores, shares)
+    )
+    monkeypatch.setattr(console, "OUT", Console(width=80, file=io.StringIO()))
+    console.print_rows(wide.table(), "Scores")
+    lines = console.OUT.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    for row in wide.table():
+        assert any(all(cell in line for cell in row.values()) for line in lines)
+
+
+def test_levels_that_have_no_interval_are_dashes():
+    scores = {"a": Scores(9, 0, 0, 0, 1, 1)}
+    report = demo.DemoReport(Path(), scores, {"a": {"0.5": 0.5, "0.9": 0.9}})
+    assert report.table()[0]["in 50/80/90/95 %"] == "50.0/-/90.0/-"
 
 
 def test_scores_are_of_the_held_out_half_and_months_alone(ran):

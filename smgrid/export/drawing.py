@@ -7,6 +7,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+from matplotlib.ticker import MaxNLocator
 from odc.geo.geobox import GeoBox
 
 from smgrid.export.pixel import flag_bits
@@ -19,9 +21,18 @@ DISTANCE_MAP = "cividis_r"
 VOLUME = "m³ m⁻³"
 
 Kind: TypeAlias = Literal["value", "difference", "spread", "distance"]
+_MAPS: dict[Kind, str] = {
+    "value": MOISTURE_MAP,
+    "difference": DIFFERENCE_MAP,
+    "spread": SPREAD_MAP,
+    "distance": DISTANCE_MAP,
+}
 Band: TypeAlias = tuple[xr.DataArray, xr.DataArray]
 
 _DAY = np.timedelta64(1, "D")
+_EMPTY = (0.0, 0.6)
+# Colours are of no smaller differences [m3 m-3], and of no smaller ones relative to a spread.
+_NARROWEST, _FLATTEST = 0.02, 0.05
 # Of the palette of Okabe and Ito, which colour-blind readers tell apart.
 VERMILION, _SKY = "#D55E00", "#56B4E9"
 
@@ -35,22 +46,19 @@ def draw_map(
     limits: tuple[float, float] | None = None,
 ) -> None:
     """Draw a (y, x) field with its colour bar; `limits` are those of a ``"value"``."""
-    low, high = robust_range([field]) if limits is None else limits
-    style: dict[str, Any] = {"cmap": MOISTURE_MAP, "vmin": low, "vmax": high}
-    if kind == "difference":
-        reach = robust_range([abs(field)])[1]
-        style = {"cmap": DIFFERENCE_MAP, "vmin": -reach, "vmax": reach}
-    elif kind in ("spread", "distance"):
-        style = {"cmap": SPREAD_MAP, "vmin": 0, "vmax": robust_range([field])[1]}
+    if limits is None or kind != "value":
+        limits = colour_range([field], kind)
     if kind == "distance":
-        style["cmap"] = DISTANCE_MAP
         name += _draw_threshold(axis, field)
     extent, xlabel, _ = axes_of(field.odc.geobox)
+    style: dict[str, Any] = {"cmap": _MAPS[kind], "vmin": limits[0], "vmax": limits[1]}
     image = axis.imshow(field.values, extent=extent, interpolation="nearest", **style)
-    axis.set(title=name, xlabel=xlabel)
+    axis.set(title=name, xlabel=xlabel, aspect=aspect_of(field.odc.geobox))
     axis.ticklabel_format(useOffset=False)
-    label = "" if kind == "distance" else VOLUME
-    axis.figure.colorbar(image, ax=axis, label=label, shrink=0.85)
+    axis.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))  # of long numbers
+    # Beside the map it is as high as the map itself, whatever its shape.
+    beside = axis.inset_axes((1.04, 0, 0.05, 1))
+    axis.figure.colorbar(image, cax=beside, label="" if kind == "distance" else VOLUME)
 
 
 def _draw_threshold(axis: Axes, field: xr.DataArray) -> str:
@@ -72,8 +80,9 @@ def draw_flags(axis: Axes, flags: xr.DataArray) -> None:
     bits = flag_bits(flags.attrs)
     shares = {name: 100 * float(((flags & bit) != 0).mean()) for name, bit in bits.items()}
     shares = {name: share for name, share in shares.items() if share > 0}
-    unknown = ", ".join(str(flags.attrs.get("not_determined", "")).split()).replace("_", " ")
-    note = textwrap.fill(f"not determined: {unknown}", 36) if unknown else ""
+    names = str(flags.attrs.get("not_determined", "")).replace("_", "\N{NO-BREAK SPACE}").split(" ")
+    unknown = ", ".join(filter(None, names))
+    note = textwrap.fill(f"clear but not determined: {unknown}", 40) if unknown else ""
     if not shares:
         axis.set_axis_off()
         axis.text(0.5, 0.5, f"no pixel has a flag on this date\n{note}", ha="center", va="center")
@@ -114,6 +123,7 @@ def draw_series(
         axis.vlines(*bars, alpha=0.3, linewidth=2)
     axis.set(ylabel=f"soil moisture ({VOLUME})")
     axis.grid(alpha=0.3)
+    _draw_dates(axis, lines)
     if rain is not None:
         above = axis.twinx()
         height = 1000 * rain.values
@@ -125,11 +135,49 @@ def draw_series(
     )
 
 
-def robust_range(fields: list[xr.DataArray]) -> tuple[float, float]:
-    """Return the quantiles 1 and 99 % of all values, so that single ones take no colour away."""
-    values = np.concatenate([f.values[np.isfinite(f.values)] for f in fields] or [np.zeros(1)])
-    low, high = np.quantile(values, [0.01, 0.99]) if values.size else (0.0, 0.6)
-    return float(low), float(high)
+def _draw_dates(axis: Axes, lines: Mapping[str, xr.DataArray]) -> None:
+    """Limit the time axis to the lines, and name as many dates as have room."""
+    times = np.concatenate([line["time"].values.astype("datetime64[s]") for line in lines.values()])
+    if times.size:
+        span = np.ptp(times)
+        margin = max(span // 25, _DAY) if span else 3 * _DAY
+        axis.set_xlim(times.min() - margin, times.max() + margin)
+    locator = AutoDateLocator(minticks=3, maxticks=8)  # type: ignore[no-untyped-call]
+    axis.xaxis.set_major_locator(locator)
+    names = ConciseDateFormatter(locator)  # type: ignore[no-untyped-call]
+    axis.xaxis.set_major_formatter(names)
+
+
+def colour_range(fields: list[xr.DataArray], kind: Kind = "value") -> tuple[float, float]:
+    """Return the ends of the colour scale of some fields.
+
+    They are quantiles, 1 and 99 % of all values, so that single ones take no colour away; from zero
+    for spreads and distances, symmetric around zero for differences. Fields of nearly one value
+    lie in the middle of a scale that is wider than they need.
+    """
+    values = np.concatenate([f.values[np.isfinite(f.values)] for f in fields] or [np.zeros(0)])
+    if not values.size:
+        return _EMPTY
+    if kind == "difference":
+        values = np.abs(values)
+    low, high = (float(end) for end in np.quantile(values, [0.01, 0.99]))
+    if kind == "difference":
+        reach = max(high, _NARROWEST / 2)
+        return -reach, reach
+    if kind == "value":
+        spare = max(0.0, _NARROWEST - (high - low)) / 2
+        return low - spare, high + spare
+    if high - low < _FLATTEST * high:
+        high *= 2
+    return 0.0, high or _NARROWEST
+
+
+def aspect_of(grid: GeoBox) -> float:
+    """Return how much longer a unit of y is than one of x: in degrees, in the middle of a map."""
+    if grid.crs is None or not grid.crs.geographic:
+        return 1.0
+    box = grid.boundingbox
+    return float(1 / np.cos(np.radians((box.bottom + box.top) / 2)))
 
 
 def axes_of(grid: GeoBox) -> tuple[tuple[float, float, float, float], str, str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import dask
+import dask.array as da
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
@@ -28,18 +29,20 @@ from smgrid.export.drawing import (
     MOISTURE_MAP,
     SPREAD_MAP,
     VOLUME,
+    Kind,
     axes_of,
-    robust_range,
+    colour_range,
 )
 from smgrid.export.page_models import render
-from smgrid.export.pixel import WGS84, crs_name, place_stations
-from smgrid.export.plot import interval_width
+from smgrid.export.pixel import WGS84, crs_name, flag_bits, place_stations
+from smgrid.export.plot import interval_name, interval_width
 from smgrid.grid import require_north_up, transform_points
 from smgrid.windows import Period
 
 MISSING = 65535
 """Count of a missing value: pages carry uint16, which resolve a range to a 65534th of it."""
 
+_LOWER, _FLAGS = "soil_moisture_lower", "flags"
 # Bytes of a count in base64.
 _BYTES = 2 * 4 / 3
 # Longitude and latitude are interpolated between so many nodes to each side of the map: over
@@ -76,7 +79,8 @@ def write_page(
     A slider chooses the date and a menu the variable: soil moisture, its spread, and where the map
     has them the width of the calibrated interval and the dissimilarity. Pointing reads the value,
     the place in the CRS of the map and its longitude and latitude; a click draws the time series
-    of the pixel.
+    of the pixel with its calibrated interval, or the spread where the map has none, and names the
+    flags of the pixel on the date shown.
 
     Parameters
     ----------
@@ -92,7 +96,8 @@ def write_page(
     title
         Heading; default: the title of the map.
     max_pixels
-        Along the longer edge; larger maps are shown as means of square blocks of pixels.
+        Along the longer edge; larger maps are shown as means of square blocks of pixels, with the
+        flags of all pixels of a block.
     max_megabytes
         Of the values in the file; acquisitions in excess are left out evenly. The page says so.
 
@@ -114,7 +119,7 @@ def write_page(
     heading = title or str(sm.attrs.get("title", "Surface soil moisture"))
     about = _about(shown, sm, len(stations), reference)
     said, layers = _variables(shown.values)
-    text = render(_spec(shown, said, stations), layers, heading, about)
+    text = render(_spec(shown, sm, said, stations), layers, heading, about)
     target = Path(path)
     partial = target.with_name(f".{target.name}.partial")
     partial.write_text(text, encoding="utf-8")
@@ -146,9 +151,8 @@ def _read(sm: xr.Dataset, max_pixels: int, max_megabytes: float) -> _Shown:
     wanted = {name: sm[name] for name in ("soil_moisture", "soil_moisture_std")}
     width = interval_width(sm)
     if width is not None:
-        wanted["interval_width"] = width
-    if "dissimilarity" in sm:
-        wanted["dissimilarity"] = sm["dissimilarity"]
+        wanted |= {"interval_width": width, _LOWER: sm[_LOWER]}
+    wanted |= {name: sm[name] for name in ("dissimilarity", _FLAGS) if name in sm}
     grid: GeoBox = sm.odc.geobox
     require_north_up(grid)
     factor = math.ceil(max(grid.shape) / max_pixels)
@@ -158,15 +162,36 @@ def _read(sm: xr.Dataset, max_pixels: int, max_megabytes: float) -> _Shown:
     steps = np.unique(np.linspace(0, count - 1, min(affordable, count)).round().astype(int))
     values = xr.Dataset(wanted).isel(time=steps)
     if factor > 1:
-        values = values.coarsen(y=factor, x=factor, boundary="pad").mean(keep_attrs=True)
+        values = _reduce(values, factor)
     (values,) = dask.compute(values.isel(y=slice(None, None, -1)))
     if not values["soil_moisture"].notnull().any():
         raise NoDataError("the map has no valid pixel on the dates of the page; choose others")
     return _Shown(values.transpose("time", "y", "x"), grid, factor, count)
 
 
+def _reduce(values: xr.Dataset, factor: int) -> xr.Dataset:
+    """Return means of blocks of pixels, and the flags that any pixel of a block has."""
+    blocks = {"y": factor, "x": factor}
+    quantities = values.drop_vars(_FLAGS, errors="ignore")
+    reduced = quantities.coarsen(blocks, boundary="pad").mean(keep_attrs=True)
+    if _FLAGS in values:
+        flags = values[_FLAGS].drop_vars(["y", "x"])
+        excess = {dim: (0, -flags.sizes[dim] % factor) for dim in blocks}
+        flags = flags.pad(excess, constant_values=0, keep_attrs=True)
+        reduced[_FLAGS] = flags.coarsen(blocks).reduce(_any_flag, keep_attrs=True)
+    return reduced
+
+
+def _any_flag(flags: Any, axis: tuple[int, ...], **_: Any) -> Any:
+    join = np.bitwise_or.reduce
+    return da.reduction(da.asarray(flags), join, join, axis=axis, dtype=flags.dtype)
+
+
 def _spec(
-    shown: _Shown, variables: Mapping[str, Any], stations: Sequence[Mapping[str, Any]]
+    shown: _Shown,
+    sm: xr.Dataset,
+    variables: Mapping[str, Any],
+    stations: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Return what the scripts of the page need to know beside the values."""
     frame, times = _frame(shown), pd.DatetimeIndex(shown.values["time"].values)
@@ -176,9 +201,22 @@ def _spec(
         "dates": [{"time": t, "label": f"{label:%Y-%m-%d %H:%M} UTC"} for t, label in moments],
         "variables": variables,
         "missing": MISSING,
+        "flags": _said_of_flags(shown),
         "frame": frame,
         "nodes": _nodes(shown, frame),
         "stations": stations,
+        "band": interval_name(sm),
+    }
+
+
+def _said_of_flags(shown: _Shown) -> dict[str, Any] | None:
+    if _FLAGS not in shown.values:
+        return None
+    attrs = shown.values[_FLAGS].attrs
+    return {
+        "bits": flag_bits(attrs),
+        "undetermined": [n.replace("_", " ") for n in str(attrs.get("not_determined", "")).split()],
+        "where": "of this pixel" if shown.factor == 1 else "of any pixel of this block",
     }
 
 
@@ -252,35 +290,45 @@ def _encode(values: npt.NDArray[np.floating]) -> tuple[npt.NDArray[np.uint16], f
 
 
 def _variables(values: xr.Dataset) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """Return what the page says of every variable, and its counts by date."""
-    styles = {
-        "soil_moisture": ("Soil moisture", MOISTURE_MAP, VOLUME),
-        "soil_moisture_std": ("Spread of the members", SPREAD_MAP, VOLUME),
-        "interval_width": ("Width of the interval", SPREAD_MAP, VOLUME),
-        "dissimilarity": ("Dissimilarity to the training", DISTANCE_MAP, ""),
-    }
+    """Return what the page says of every variable, and its counts by date.
+
+    A variable without a title is not in the menu.
+    """
     said: dict[str, Any] = {}
     layers: dict[str, list[Any]] = {}
-    for name, field in values.data_vars.items():
-        title, colours, units = styles[str(name)]
-        if name == "interval_width":
-            title = str(field.attrs["long_name"]).capitalize()
-        if "threshold" in field.attrs:
-            title += f" (threshold {float(field.attrs['threshold']):.2f})"
-        low, high = robust_range([field])
+    for key, field in values.data_vars.items():
+        name = str(key)
+        if name == _FLAGS:
+            layers[name] = [*field.values.astype(np.uint16)]
+            continue
         counts, offset, step = _encode(field.values)
-        layers[str(name)] = [*counts]
-        said[str(name)] = {
-            "title": f"{title} ({units})" if units else title,
-            "units": units,
-            "palette": [
-                to_hex(colour) for colour in mpl.colormaps[colours](np.linspace(0, 1, 256))
-            ],
-            "range": [low if name == "soil_moisture" else 0.0, high if high > low else low + 1e-3],
-            "low": offset,
-            "step": step,
-        }
+        layers[name] = [*counts]
+        said[name] = {"low": offset, "step": step} | _look(name, field)
     return said, layers
+
+
+def _look(name: str, field: xr.DataArray) -> dict[str, Any]:
+    """Return title, units, colours and their range of a variable of the menu."""
+    styles: dict[str, tuple[str, Kind, str, str]] = {
+        "soil_moisture": ("Soil moisture", "value", MOISTURE_MAP, VOLUME),
+        "soil_moisture_std": ("Spread of the members", "spread", SPREAD_MAP, VOLUME),
+        "interval_width": ("Width of the interval", "spread", SPREAD_MAP, VOLUME),
+        "dissimilarity": ("Dissimilarity to the training", "distance", DISTANCE_MAP, ""),
+    }
+    if name not in styles:
+        return {}
+    title, kind, colours, units = styles[name]
+    if name == "interval_width":
+        title = str(field.attrs["long_name"]).capitalize()
+    if "threshold" in field.attrs:
+        title += f" (threshold {float(field.attrs['threshold']):.2f})"
+    palette = mpl.colormaps[colours](np.linspace(0, 1, 256))
+    return {
+        "title": f"{title} ({units})" if units else title,
+        "units": units,
+        "palette": [to_hex(colour) for colour in palette],
+        "range": [*colour_range([field], kind)],
+    }
 
 
 def _about(

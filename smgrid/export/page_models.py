@@ -34,9 +34,10 @@ def render(
     ----------
     spec
         What ``page_place.js`` and ``page_update.js`` read: ``dates``, ``variables``, ``missing``,
-        ``frame``, ``nodes`` and ``stations``; the date shown ``first``.
+        ``frame``, ``nodes``, ``stations``, ``flags`` and the name of the ``band``; the date shown
+        ``first``.
     layers
-        For every variable one (y, x) uint16 image per date.
+        For every variable, and for flags, one (y, x) uint16 image per date.
     title
         Heading, plain text.
     about
@@ -55,7 +56,8 @@ def render(
     )
     from bokeh.resources import INLINE
 
-    names = [(name, str(said["title"])) for name, said in spec["variables"].items()]
+    titles = {name: said.get("title") for name, said in spec["variables"].items()}
+    names = [(name, title) for name, title in titles.items() if title]
     menu = Select(title="Variable", value=names[0][0], options=names, name="variable", width=370)
     last = len(spec["dates"]) - 1
     labels = [date["label"] for date in spec["dates"]]
@@ -65,7 +67,9 @@ def render(
     models = {"spec": json.dumps(spec), "menu": menu, "slider": slider}
     models["layers"] = ColumnDataSource(data=dict(layers))
     map_figure = _map_figure(spec["frame"], spec["stations"], models)
-    series_figure = _series_figure(spec["stations"], models)
+    series_figure = _series_figure(spec["stations"], spec["band"], models)
+    # Names of flags come with the map: they are shown as text and never become elements.
+    models["said"] = Div(text="", name="flags", render_as_text=True, width=530)
     update = CustomJS(args=models, code=_script("page_update.js"))
     slider.js_on_change("value", update)
     menu.js_on_change("value", update)
@@ -76,7 +80,7 @@ def render(
         column(
             heading,
             row(menu, slider),
-            row(map_figure, column(series_figure, Div(text=about[1], width=530))),
+            row(map_figure, column(series_figure, models["said"], Div(text=about[1], width=530))),
         )
     )
     document.js_on_event("document_ready", update)
@@ -133,7 +137,7 @@ def _hover(renderer: Any, models: Mapping[str, Any]) -> Any:
     )
 
 
-def _series_figure(stations: Sequence[Any], models: dict[str, Any]) -> Any:
+def _series_figure(stations: Sequence[Any], band: str, models: dict[str, Any]) -> Any:
     """Return the time series of a pixel, and add what the script changes of it to the models."""
     from bokeh.models import ColumnDataSource, Span
     from bokeh.plotting import figure
@@ -142,12 +146,13 @@ def _series_figure(stations: Sequence[Any], models: dict[str, Any]) -> Any:
     plot = figure(name="series", x_axis_type="datetime", tools=tools, title=" ")
     plot.update(width=530, height=330)
     plot.yaxis.axis_label = f"soil moisture ({VOLUME})"
-    pixel = ColumnDataSource(data={n: [] for n in ("time", "value", "low", "high")}, name="pixel")
+    columns = ("time", "value", "low", "high", "fill")
+    pixel = ColumnDataSource(data={n: [] for n in columns}, name="pixel")
     station = ColumnDataSource(data={"time": [], "value": []}, name="station")
     ends = {"y0": "low", "y1": "high", "line_width": 6, "line_alpha": 0.25}
-    plot.segment(x0="time", x1="time", source=pixel, legend_label="± spread", **ends)
+    plot.segment(x0="time", x1="time", source=pixel, legend_label=band, **ends)
     plot.line("time", "value", source=pixel, legend_label="map")
-    plot.scatter("time", "value", source=pixel, size=5, legend_label="map")
+    plot.scatter("time", "value", source=pixel, size=6, fill_color="fill")
     if stations:
         plot.line("time", "value", source=station, color=VERMILION, legend_label="station")
     now = Span(dimension="height", line_dash="dotted", line_color="black")

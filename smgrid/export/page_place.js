@@ -1,6 +1,6 @@
 // Where things are on the page; stands before the two other scripts. `spec` (JSON) says what the
 // counts in `layers` mean and how pixels lie on the axes, rows counted from the south.
-const {dates, variables, missing, frame, nodes, stations} = JSON.parse(spec);
+const {dates, variables, missing, frame, nodes, stations, flags} = JSON.parse(spec);
 const {left, bottom, dx, dy, columns, rows, divisor} = frame;
 
 // Longitude or latitude at a place, between the nodes of a lattice over the map.

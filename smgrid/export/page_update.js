@@ -18,17 +18,41 @@ function show_series() {
   const column = picked.data.column[0], row = picked.data.row[0], at = row * columns + column;
   const x = left + (column + 0.5) * dx, y = bottom + (row + 0.5) * dy;
   const series_of = name => dates.map((_, date) => decode(layer(name, date)[at], variables[name]));
-  const value = series_of("soil_moisture"), spread = series_of("soil_moisture_std");
-  pixel.data = {
-    time: dates.map(date => date.time), value,
-    low: value.map((v, i) => v - spread[i]), high: value.map((v, i) => v + spread[i]),
-  };
+  const value = series_of("soil_moisture");
+  const [low, high] = variables.interval_width ? interval(series_of) : spread(series_of);
+  // Hollow: the value has a flag.
+  const fill = dates.map((_, date) => flags_of(date, at).length ? "white" : "#1f77b4");
+  pixel.data = {time: dates.map(date => date.time), value, low, high, fill};
   const there = stations.find(s => s.column === column && s.row === row);
   const readings = there ? there.value.map(v => v ?? NaN) : [];
   station.data = {time: there ? there.time : [], value: readings};
   picked.data = {column: [column], row: [row], x: [x], y: [y]};
   const parts = [`Series of the pixel ${coordinates(x, y)}`.trim(), there ? `station ${there.name}` : ""];
   series.title.text = `${parts.filter(part => part).join("; ")}\n${place(x, y)}`;
+}
+
+function interval(series_of) {
+  const low = series_of("soil_moisture_lower"), width = series_of("interval_width");
+  return [low, low.map((v, i) => v + width[i])];
+}
+
+function spread(series_of) {
+  const value = series_of("soil_moisture"), reach = series_of("soil_moisture_std");
+  return [value.map((v, i) => v - reach[i]), value.map((v, i) => v + reach[i])];
+}
+
+function flags_of(date, at) {
+  if (!flags) return [];
+  return Object.keys(flags.bits).filter(name => layer("flags", date)[at] & flags.bits[name]);
+}
+
+function show_flags() {
+  if (!flags) return;
+  const date = slider.value, at = picked.data.row[0] * columns + picked.data.column[0];
+  const found = flags_of(date, at), open = flags.undetermined.filter(name => !found.includes(name));
+  const unknown = open.length ? `; not determined: ${open.join(", ")}` : "";
+  said.text = `Flags ${flags.where} on ${dates[date].label}: ${found.join(", ") || "none"}${unknown}. `
+    + "Hollow: with a flag.";
 }
 
 function pick({x, y}) {
@@ -40,3 +64,4 @@ function pick({x, y}) {
 if (cb_obj.event_name === "tap") pick(cb_obj);
 show_map();
 show_series();
+show_flags();

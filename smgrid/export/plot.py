@@ -17,6 +17,7 @@ import xarray as xr
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from odc.geo.geobox import GeoBox
 
 from smgrid.errors import ConfigError, NoDataError
 from smgrid.export.drawing import (
@@ -24,11 +25,12 @@ from smgrid.export.drawing import (
     VOLUME,
     Band,
     Kind,
+    aspect_of,
     axes_of,
+    colour_range,
     draw_flags,
     draw_map,
     draw_series,
-    robust_range,
 )
 from smgrid.export.pixel import find_pixel, flag_bits, lines_at
 from smgrid.features.inputs import find_variables
@@ -63,16 +65,26 @@ def plot_maps(
     spreads
         Captions drawn on a scale from zero.
     """
-    figure = Figure(figsize=(3.9 * len(panels) + 0.4, 4.3), layout="constrained")
+    grid = next(iter(panels.values())).odc.geobox
+    width = 3.9 * len(panels) + 0.4
+    height = _height_of_maps(grid, len(panels), width)
+    figure = Figure(figsize=(width, height + 0.3), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, len(panels), sharex=True, sharey=True))
     plain = [a for n, a in panels.items() if n not in (*differences, *spreads)]
-    limits = robust_range(plain)
+    limits = colour_range(plain)
     for axis, (name, field) in zip(axes, panels.items(), strict=True):
         kind: Kind = "difference" if name in differences else "value"
         draw_map(axis, field, name, kind="spread" if name in spreads else kind, limits=limits)
-    axes[0].set_ylabel(axes_of(next(iter(panels.values())).odc.geobox)[2])
+    axes[0].set_ylabel(axes_of(grid)[2])
     figure.suptitle(title)
     _save(figure, path)
+
+
+def _height_of_maps(grid: GeoBox, panels: int, width: float) -> float:
+    """Return the height in inches of a row of maps with titles and axes, in a figure of a width."""
+    box = grid.boundingbox
+    each = width / panels - 1.4  # without the colour bar and its numbers
+    return 1.1 + min(each * aspect_of(grid) * box.span_y / box.span_x, 6.0)
 
 
 def plot_overview(
@@ -116,8 +128,10 @@ def plot_overview(
     step = int(valid.values.argmax()) if date is None else _nearest(times, date)
     one = sm.isel(time=step).compute()
     panels = _overview_panels(one, f"soil moisture, {times[step]:%Y-%m-%d %H:%M} UTC")
-    figure = Figure(figsize=(max(12.0, 4.2 * len(panels)), 7.6), layout="constrained")
-    upper, lower = np.asarray(figure.subfigures(2, 1, height_ratios=(1.35, 1)))
+    width = max(12.0, 4.2 * len(panels))
+    heights = (_height_of_maps(one.odc.geobox, len(panels), width), 3.3)
+    figure = Figure(figsize=(width, sum(heights) + 0.3), layout="constrained")
+    upper, lower = np.asarray(figure.subfigures(2, 1, height_ratios=heights))
     axes = upper.subplots(1, len(panels), sharex=True, sharey=True)
     for axis, (name, (field, kind)) in zip(axes, panels.items(), strict=True):
         draw_map(axis, field, name, kind=kind)
@@ -150,11 +164,14 @@ def interval_width(sm: xr.Dataset) -> xr.DataArray | None:
     if "soil_moisture_upper" not in sm:
         return None
     width = sm["soil_moisture_upper"] - sm["soil_moisture_lower"]
-    name = f"width of the {_coverage(sm)}"
+    name = f"width of the {interval_name(sm)}"
     return width.assign_attrs(long_name=name, units="m3 m-3")
 
 
-def _coverage(sm: xr.Dataset) -> str:
+def interval_name(sm: xr.Dataset) -> str:
+    """Return how the band around values of a map is called."""
+    if "soil_moisture_upper" not in sm:
+        return "± spread"
     share = sm["soil_moisture_upper"].attrs.get("coverage")
     return "calibrated interval" if share is None else f"{100 * float(share):.3g} % interval"
 
@@ -265,10 +282,11 @@ def _within(other: xr.DataArray, line: xr.DataArray) -> xr.DataArray:
 
 
 def _band_of(here: xr.Dataset) -> tuple[Band, str]:
+    name = interval_name(here)
     if "soil_moisture_upper" in here:
-        return (here["soil_moisture_lower"], here["soil_moisture_upper"]), _coverage(here)
+        return (here["soil_moisture_lower"], here["soil_moisture_upper"]), name
     mean, spread = here["soil_moisture"], here["soil_moisture_std"]
-    return (mean - spread, mean + spread), "± spread"
+    return (mean - spread, mean + spread), name
 
 
 def _flagged(flags: xr.DataArray, line: xr.DataArray) -> tuple[xr.DataArray | None, str]:

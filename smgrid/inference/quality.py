@@ -1,10 +1,15 @@
 """Quality flags of a map: where radar, soil or model say little about soil moisture.
 
 Each flag is one bit of ``flags``. Those of the ground need variables that a cube may lack; they are
-then not determined, which the map says, rather than quietly clear.
+then not determined, which the map says, rather than quietly clear. What the other variables
+tell is flagged all the same: snow that fell, say, without a map of permanent snow.
+
+Limits are those of product guides and papers, named beside them, but for three that are choices of
+this package because none was found for pixels of tens of metres: a slope of 10 degrees, trees on
+half of the pixel, and half of the NDVI filled.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import cast
 
 import numpy as np
@@ -42,11 +47,12 @@ VALID_RANGE = (0.0, 0.6)
 # algorithm basis of L2 and L3 SM_P, table of surface flags).
 WATER_SHARE, URBAN_SHARE = 0.05, 0.25
 SNOW_SHARE = 0.05
-# C band hardly reaches the soil below more (El Hajj et al. 2019, Remote Sens. 11, 31); for trees
-# half of the pixel.
-DENSE_NDVI, TREE_SHARE = 0.7, 0.5
-# Degrees. Backscatter then follows the local angle of incidence more than the soil.
-STEEP_SLOPE = 10.0
+# C band hardly reaches the soil below more (El Hajj et al. 2019, Remote Sens. 11, 31).
+DENSE_NDVI = 0.7
+# Choices without a published source. Where trees stand on more than half of a pixel, most of its
+# backscatter is theirs; on steeper slopes (degrees) it follows the local angle of incidence more
+# than the soil.
+TREE_SHARE, STEEP_SLOPE = 0.5, 10.0
 FILLED_SHARE = 0.5
 FREEZING = 273.15
 # A degree-day model of snow: melt in m of water per kelvin and day, the mean of the factors that
@@ -61,13 +67,14 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "ndvi_filled": ("ndvi_filled",),
     "open_water": ("fraction_water",),
     "urban": ("fraction_urban",),
-    "dense_vegetation": ("ndvi",),
-    "snow": ("t2m", "tp"),
+    "dense_vegetation": ("ndvi", "fraction_tree"),
+    "snow": ("t2m", "tp", "fraction_snow"),
     "frozen_soil": ("t2m",),
     "steep_slope": ("slope",),
     "layover_or_shadow": ("slope", "aspect_sin", "aspect_cos", "angle", "orbit_state"),
 }
-"""Variables without which a flag cannot be determined, for acquisitions of known orbit."""
+"""Variables without any of which a flag that is clear says nothing; `orbit_state` stands for
+acquisitions of known orbit."""
 
 _TERRAIN = ("slope", "angle", "aspect_sin", "aspect_cos")
 
@@ -75,8 +82,12 @@ HELPFUL = ("fraction_water", "fraction_urban", "fraction_tree", "fraction_snow")
 """Static variables that layouts do not read, but flags do."""
 
 
-def undetermined(variables: Sequence[str]) -> list[str]:
-    """Return the flags that need a variable which is not among these."""
+def undetermined(variables: Collection[str]) -> list[str]:
+    """Return the flags that need a variable which is not among these.
+
+    Where they are set they hold, as one of several reasons is enough; where they are clear, another
+    reason may hold that nothing is known of.
+    """
     return [flag for flag, needed in NEEDS.items() if not {*needed} <= {*variables}]
 
 
@@ -87,7 +98,8 @@ def ground_flags(values: Mapping[str, FloatArray], *, orbit: str, grid: GeoBox) 
     ----------
     values
         (y, x) static variables and ``angle`` of the acquisition in canonical units; those that are
-        missing are not looked at. A share of land cover that is NaN counts as above its limit.
+        missing are not looked at (see `undetermined`). A share of land cover that is NaN counts as
+        above its limit.
     orbit
         ``ascending`` or ``descending``; anything else leaves layover unflagged.
     grid

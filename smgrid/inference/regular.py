@@ -34,6 +34,15 @@ Values = npt.NDArray[Any]
 _DAY = np.timedelta64(1, "D")
 _NO_VALUE = "input_missing"
 _DIMS = ("time", "y", "x")
+_ENDS = (
+    pd.offsets.MonthEnd,
+    pd.offsets.BusinessMonthEnd,
+    pd.offsets.SemiMonthEnd,
+    pd.offsets.QuarterEnd,
+    pd.offsets.BQuarterEnd,
+    pd.offsets.YearEnd,
+    pd.offsets.BYearEnd,
+)
 
 
 def regular_product(
@@ -53,11 +62,13 @@ def regular_product(
         Maps with ``soil_moisture`` (time, y, x), as of `predict` or `open_map`, in memory or lazy;
         ``soil_moisture_std``, ``flags`` and other quantities of the same dims if there are any.
     period
-        Length of a step: ``"8D"`` is the MODIS composite calendar (day of year 1, 9, ..., 361);
-        anything else is an offset of pandas, such as ``"MS"`` (calendar months) or ``"10D"``
-        (counted from the first day of `within`).
+        Length of a step: ``"8D"`` or ``"8d"`` is the MODIS composite calendar (day of year 1, 9,
+        ..., 361); anything else is an offset of pandas with whose days steps begin, such as
+        ``"MS"`` (calendar months), ``"W-MON"`` (weeks from Monday to Sunday) or ``"10D"`` (counted
+        from the first day of `within`).
     within
-        First and last day (UTC) that the steps cover; default: those of the acquisitions.
+        First and last day (UTC) that the steps cover; default: those of the acquisitions. Values
+        of earlier acquisitions are carried into these steps too, as `max_age` allows.
     value
         ``"mean"`` of a step's valid acquisitions, or the ``"last"`` of them.
     max_age
@@ -93,9 +104,13 @@ def regular_product(
     """
     _check(sm, value, max_age, correlation)
     times = sm["time"].values.astype("datetime64[ns]")
-    edges = step_edges(period, _span(sm, within))
+    period = _canonical(period)
+    days = Period.parse(_span(sm, within))
+    longer = _edges(period, days, _first_used(times, days, max_age))
+    before = int(longer.searchsorted(days.start, side="right")) - 1
+    edges = longer[before:]
     spec = _Spec(value, max_age, correlation, _gridded(sm), _missing_bit(sm))
-    steps = [_find_step(times, edges, place, max_age) for place in range(len(edges) - 1)]
+    steps = [_find_step(times, longer, place, max_age) for place in range(before, len(longer) - 1)]
     arrays = _lazy(sm, spec, steps, times)
     ds = xr.Dataset(
         {name: _describe(sm, name, array, value) for name, array in arrays.items()},
@@ -123,16 +138,37 @@ def step_edges(period: str, within: Any) -> pd.DatetimeIndex:
         If `period` is no length that pandas knows.
     """
     days = Period.parse(within)
+    return _edges(_canonical(period), days, days.start)
+
+
+def _canonical(period: str) -> str:
+    """Return the composite calendar by its one name; pandas knows days as "d" as well."""
+    return COMPOSITES if period.upper() == COMPOSITES else period
+
+
+def _first_used(times: npt.NDArray[np.datetime64], days: Period, max_age: float) -> pd.Timestamp:
+    """Return the first moment of which a value may be carried into one of the days."""
+    if not times.size:
+        return days.start
+    oldest = days.start - pd.Timedelta(max_age, "D")
+    return min(days.start, max(oldest, pd.Timestamp(times[0])))
+
+
+def _edges(period: str, days: Period, since: pd.Timestamp) -> pd.DatetimeIndex:
+    """Return the edges of the steps of some days and of those before, back to a moment."""
     after = days.end + pd.Timedelta(1, "D")
     if period == COMPOSITES:
         margin = pd.Timedelta(BLOCK_DAYS, "D")
-        starts = composite_calendar((days.start - margin, after + margin))
+        starts = composite_calendar((since - margin, after + margin))
     else:
         offset = _offset(period)
         is_tick = isinstance(offset, pd.offsets.Tick)
         begin = days.start if is_tick else offset.rollback(days.start)
+        # Counted backwards, so that earlier steps change none of those asked for.
+        while begin > since:
+            begin -= offset
         starts = pd.date_range(begin, after + 2 * offset, freq=offset, unit="ns")
-    first = int(starts.searchsorted(days.start, side="right")) - 1
+    first = int(starts.searchsorted(since, side="right")) - 1
     last = int(starts.searchsorted(after, side="left"))
     return pd.DatetimeIndex(starts[first : last + 1].to_numpy())
 
@@ -145,6 +181,11 @@ def _offset(period: str) -> pd.offsets.BaseOffset:
         raise ConfigError(msg) from error
     if offset is None or offset.n < 1:
         raise ConfigError(msg)
+    if isinstance(offset, _ENDS):
+        raise ConfigError(
+            f"period is {period!r}, but steps begin with the days of the offset, here the last "
+            "ones; give 'MS' for calendar months, 'QS' for quarters or 'YS' for years"
+        )
     return offset
 
 

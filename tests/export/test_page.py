@@ -48,10 +48,16 @@ def make_map(grid=GRID, *, seed=0):
         "soil_moisture_lower": sm - 0.05,
         "soil_moisture_upper": sm + rng.uniform(0, 0.08, shape),
         "dissimilarity": rng.uniform(0, 2, shape),
-        "flags": np.zeros(shape),
     }
     coords = {**grid_coords(grid), "time": TIMES}
     ds = xr.Dataset({n: (DIMS, v.astype("f4")) for n, v in data.items()}, coords)
+    ds["flags"] = (DIMS, np.where(np.isnan(sm), 1, 0).astype("u2"))
+    ds["flags"][3, 1, 2], ds["flags"][1, 1, 2], ds["flags"][3, 0, 1] = 4 + 256, 256, 1
+    ds["flags"].attrs = {
+        "flag_masks": np.array([1, 4, 256], "u2"),
+        "flag_meanings": "input_missing snow <b>frozen</b>_soil",
+        "not_determined": "open_water snow",
+    }
     ds["soil_moisture_upper"].attrs["coverage"] = 0.9
     ds["dissimilarity"].attrs["threshold"] = 1.0
     ds.attrs = {"title": "Wet & <b>dry</b>", "license": "CC-BY-4.0", "note": "<script>x()</script>"}
@@ -74,6 +80,8 @@ def shown(monkeypatch):
     kept = []
 
     def render(spec, layers, title, about):
+        layers = dict(layers)
+        flags = {n: np.stack(layers.pop(n))[:, ::-1] for n in ("flags",) if n in layers}
         values = {
             name: np.stack(counts) * spec["variables"][name]["step"]
             + spec["variables"][name]["low"]
@@ -81,7 +89,7 @@ def shown(monkeypatch):
         }
         empty = {name: np.stack(counts) == MISSING for name, counts in layers.items()}
         arrays = {n: np.where(empty[n], np.nan, v)[:, ::-1] for n, v in values.items()}
-        kept.append((json.loads(json.dumps(spec)), arrays, title, about))
+        kept.append((json.loads(json.dumps(spec)), arrays | flags, title, about))
         return "page"
 
     monkeypatch.setattr(page, "render", render)
@@ -96,8 +104,14 @@ def test_a_page_holds_every_variable_of_the_map(shown, tmp_path):
     for name in ("soil_moisture", "soil_moisture_std", "dissimilarity"):
         np.testing.assert_allclose(arrays.pop(name), sm[name], atol=2e-5)
     np.testing.assert_allclose(arrays.pop("interval_width"), width, atol=2e-5)
+    lower = arrays.pop("soil_moisture_lower")
+    np.testing.assert_allclose(lower, sm["soil_moisture_lower"], atol=2e-5)
+    np.testing.assert_array_equal(arrays.pop("flags"), sm["flags"])
     assert not arrays
-    titles = [variable["title"] for variable in spec["variables"].values()]
+    assert spec["flags"]["bits"] == {"input missing": 1, "snow": 4, "<b>frozen</b> soil": 256}
+    assert spec["flags"]["undetermined"] == ["open water", "snow"]
+    assert spec["band"] == "90 % interval"
+    titles = [said["title"] for said in spec["variables"].values() if "title" in said]
     assert titles == [
         "Soil moisture (m³ m⁻³)",
         "Spread of the members (m³ m⁻³)",
@@ -117,6 +131,16 @@ def test_a_map_without_the_newer_variables_has_two(shown, tmp_path):
     sm = make_map()[["soil_moisture", "soil_moisture_std"]]
     write_page(sm, tmp_path / "page.html")
     assert [*shown[0][1]] == ["soil_moisture", "soil_moisture_std"]
+    assert shown[0][0]["flags"] is None
+    assert shown[0][0]["band"] == "± spread"
+
+
+def test_a_variable_of_one_value_has_a_scale_around_it(shown, tmp_path):
+    sm = make_map()
+    sm["soil_moisture_upper"] = (sm["soil_moisture_lower"] + 0.12).assign_attrs(coverage=0.9)
+    write_page(sm, tmp_path / "page.html")
+    said = shown[0][0]["variables"]["interval_width"]
+    assert said["range"] == [0, pytest.approx(0.24, rel=0.01)]
 
 
 def test_large_maps_are_block_means_of_valid_pixels(shown, tmp_path):
@@ -129,6 +153,10 @@ def test_large_maps_are_block_means_of_valid_pixels(shown, tmp_path):
     expected = np.nansum(blocks, axis=(2, 4)) / np.where(valid, valid, np.nan)
     np.testing.assert_allclose(arrays["soil_moisture"], expected, atol=2e-5)
     assert "pixels of 300 m, each the mean of 3 × 3 pixels" in about[0]
+    joined = np.bitwise_or.reduce(sm["flags"].values.reshape(5, 7, 3, 10, 3), axis=(2, 4))
+    np.testing.assert_array_equal(arrays["flags"], joined)
+    assert spec["flags"]["where"] == "of any pixel of this block"
+    assert spec["flags"]["bits"]["snow"] == 4
     frame = spec["frame"]
     assert (frame["left"], frame["bottom"]) == pytest.approx((500.0, 5597.9))
     assert (frame["dx"], frame["dy"], frame["columns"], frame["rows"]) == (0.3, 0.3, 10, 7)
@@ -139,12 +167,17 @@ def test_blocks_that_reach_over_the_edge_keep_their_place(shown, tmp_path):
     frame = shown[0][0]["frame"]
     assert (frame["columns"], frame["rows"]) == (10, 7)
     assert frame["bottom"] == pytest.approx(5600 - 7 * 0.3)
-    last = make_map()["soil_moisture"].values[1, 18:, -3:].mean()
-    assert shown[0][1]["soil_moisture"][1, -1, -1] == pytest.approx(last, abs=2e-5)
+    sm, arrays = make_map(), shown[0][1]
+    last = sm["soil_moisture"].values[1, 18:, -3:].mean()
+    assert arrays["soil_moisture"][1, -1, -1] == pytest.approx(last, abs=2e-5)
+    assert arrays["flags"][2, -1, -1] == 1
+    assert arrays["flags"][1, -1].tolist() == [1] + [0] * 9
+    write_page(sm.drop_vars("flags"), tmp_path / "page.html", max_pixels=10)
+    assert "flags" not in shown[1][1]
 
 
 def test_dates_in_excess_are_left_out_evenly(shown, tmp_path):
-    megabytes = 3 * 4 * GRID.shape[0] * GRID.shape[1] * 8 / 3 / 1e6
+    megabytes = 3 * 6 * GRID.shape[0] * GRID.shape[1] * 8 / 3 / 1e6
     write_page(make_map(), tmp_path / "page.html", max_megabytes=megabytes * 1.001)
     spec, arrays, _, about = shown[0]
     assert [date["label"][:10] for date in spec["dates"]] == [
@@ -165,7 +198,6 @@ def test_only_what_is_shown_is_read(shown, tmp_path):
         sm[name] = sm[name].copy(data=lazy.map_blocks(_note, count, meta=sm[name].values[:0]))
     write_page(sm, tmp_path / "page.html", dates=("2024-03-07", "2024-03-13"))
     assert [date["label"][:10] for date in shown[0][0]["dates"]] == ["2024-03-07", "2024-03-13"]
-    assert reads.pop("flags") == []
     assert {name: len(count) for name, count in reads.items()} == dict.fromkeys(reads, 2)
 
 
@@ -302,10 +334,11 @@ const waiting = setInterval(async () => {
   const values = () => [...model("image").data.image[0]].map(v => Number.isNaN(v) ? null : v);
   const series = name => JSON.parse(JSON.stringify(model(name).data));
   const opened = {values: values(), title: model("map").title.text, series: series("pixel")};
+  opened.menu = model("variable").options.map(([name]) => name);
   model("date").value = 3;
   await later();
   const moved = {values: values(), title: model("map").title.text};
-  model("variable").value = "dissimilarity";
+  if (opened.menu.includes("dissimilarity")) model("variable").value = "dissimilarity";
   await later();
   const view = Bokeh.index.find_one(model("map")), area = view.canvas_view.events_el;
   const box = area.getBoundingClientRect();
@@ -325,6 +358,8 @@ const waiting = setInterval(async () => {
     return {
       tip: texts(document.body, ".bk-tooltip-row-value"), title: model("series").title.text,
       pixel: series("pixel"), station: series("station"), picked: series("picked"),
+      flags: model("flags").text, said: texts(document.body, ".bk-clearfix"),
+      legend: model("series").below.find(m => m.items).items.map(item => item.label.value),
     };
   };
   const changed = {values: values(), title: model("map").title.text};
@@ -352,8 +387,12 @@ def chromium(page, folder, *arguments):
 
 @pytest.fixture(scope="module")
 def probed(written, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("probe")
-    before, end, after = written.read_text().rpartition("</body>")
+    return probe(written, tmp_path_factory.mktemp("probe"))
+
+
+def probe(page, folder):
+    """Use a page as a reader does, and return what it showed."""
+    before, end, after = page.read_text().rpartition("</body>")
     (folder / "probed.html").write_text(f"{before}<script>{PROBE}</script>{end}{after}")
     dom = chromium(folder / "probed.html", folder, "--dump-dom")
     (found,) = re.findall('data-probe="([^"]*)"', dom)
@@ -387,6 +426,8 @@ def test_the_page_opens_with_the_fullest_date(probed):
         as_image(probed["opened"]["values"]), sm["soil_moisture"][1], atol=2e-5
     )
     assert probed["heading"] == ["Wet & <b>dry</b>"]
+    names = ["soil_moisture", "soil_moisture_std", "interval_width", "dissimilarity"]
+    assert probed["opened"]["menu"] == names
     assert probed["opened"]["title"] == "Soil moisture (m³ m⁻³), 2024-03-07 05:41 UTC"
     middle = sm["soil_moisture"][:, 9, 15]
     np.testing.assert_allclose(as_series(probed["opened"]["series"]["value"]), middle, atol=2e-5)
@@ -417,16 +458,54 @@ def test_the_pointer_reads_value_and_place(probed):
 @needs_chromium
 def test_a_click_draws_the_series_of_the_pixel_and_its_station(probed):
     sm, clicked = make_map(), probed["north"]
-    value, spread = sm["soil_moisture"][:, 1, 2], sm["soil_moisture_std"][:, 1, 2]
-    np.testing.assert_allclose(as_series(clicked["pixel"]["value"]), value, atol=2e-5)
-    np.testing.assert_allclose(as_series(clicked["pixel"]["low"]), value - spread, atol=4e-5)
-    np.testing.assert_allclose(as_series(clicked["pixel"]["high"]), value + spread, atol=4e-5)
+    np.testing.assert_allclose(
+        as_series(clicked["pixel"]["value"]), sm["soil_moisture"][:, 1, 2], atol=2e-5
+    )
     first, second = clicked["title"].split("\n")
     assert first == "Series of the pixel 500250, 5599850; station S0"
     lat, lon = (float(v) for v in re.findall(r"-?\d+\.\d+", second))
     assert (lon, lat) == pytest.approx(TO_DEGREES.transform(500_250, 5_599_850), abs=1e-5)
     readings = make_stations((0, 0))[0].sel(time=slice("2024-03-01", "2024-03-26"))
     np.testing.assert_allclose(as_series(clicked["station"]["value"]), readings, atol=5e-5)
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_the_band_is_the_calibrated_interval(probed):
+    sm, clicked = make_map().isel(y=1, x=2), probed["north"]
+    assert clicked["legend"] == ["90 % interval", "map", "station"]
+    for end, bound in (("low", "lower"), ("high", "upper")):
+        drawn = as_series(clicked["pixel"][end])
+        np.testing.assert_allclose(drawn, sm[f"soil_moisture_{bound}"], atol=4e-5)
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_flags_of_the_pixel_and_date_stand_in_words(probed):
+    north, hole = probed["north"], probed["hole"]
+    assert north["flags"].startswith(
+        "Flags of this pixel on 2024-03-19 05:41 UTC: snow, <b>frozen</b> soil; "
+        "not determined: open water."
+    )
+    assert "05:41 UTC: input missing; not determined: open water, snow." in hole["flags"]
+    assert any(north["flags"] in text for text in north["said"])  # as text, not as elements
+    fill = north["pixel"]["fill"]
+    assert [name == "white" for name in fill] == [False, True, False, True, False]
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_a_page_of_a_map_without_bounds_and_flags(tmp_path):
+    sm = make_map()[["soil_moisture", "soil_moisture_std"]]
+    write_page(sm, tmp_path / "page.html")
+    found = probe(tmp_path / "page.html", tmp_path)
+    assert found["errors"] == []
+    clicked = found["north"]
+    value, spread = (sm[name].values[:, 1, 2] for name in sm.data_vars)
+    np.testing.assert_allclose(as_series(clicked["pixel"]["low"]), value - spread, atol=4e-5)
+    np.testing.assert_allclose(as_series(clicked["pixel"]["high"]), value + spread, atol=4e-5)
+    assert clicked["legend"] == ["± spread", "map"]
+    assert clicked["flags"] == ""
 
 
 @pytest.mark.slow

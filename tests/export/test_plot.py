@@ -1,6 +1,9 @@
 """Pictures, by what they show: the artists of a figure before it is written, and pixels of PNGs."""
 
+import itertools
+
 import dask.array as da
+import matplotlib.dates as mdates
 import matplotlib.image
 import numpy as np
 import pandas as pd
@@ -9,6 +12,7 @@ import rasterio.transform
 import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import FillBetweenPolyCollection
 from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
@@ -323,10 +327,73 @@ def test_flags_are_shares_of_the_pixels(figures):
 
 def test_flags_that_are_not_determined_are_named(figures):
     sm = make_map()
-    sm["flags"] = xr.zeros_like(sm["flags"]).assign_attrs(not_determined="open_water urban")
+    sm["flags"] = xr.zeros_like(sm["flags"]).assign_attrs(not_determined="urban open_water")
     plot_overview(sm, "")
     texts = [text.get_text() for axis in figures[0].axes for text in axis.texts]
-    assert texts == ["no pixel has a flag on this date\nnot determined: open water, urban"]
+    note = "clear but not determined: urban,\nopen\xa0water"  # no name in two lines
+    assert texts == [f"no pixel has a flag on this date\n{note}"]
+
+
+@pytest.mark.parametrize(
+    ("days", "calibrated"),
+    [(0, True), (3, False), (13, False), (20, False), (45, True), (200, False), (800, True)],
+)
+def test_dates_and_places_do_not_overlap(figures, days, calibrated):
+    sm = make_map(calibrated=calibrated).isel(time=[0, 1, 3])
+    sm["time"] = pd.Timestamp("2024-02-25T05:41") + pd.to_timedelta([0, days / 3, days], "D")
+    plot_overview(sm.isel(time=slice(None if days else 1)), "")
+    FigureCanvasAgg(figures[0]).draw()
+    (series,) = [a for a in figures[0].axes if a.get_ylabel().startswith("soil moisture")]
+    first, last = mdates.num2date(series.get_xlim())
+    assert 0 < (last - first).days < 1.2 * days + 8
+    for axis in figures[0].axes:
+        boxes = [label.get_window_extent() for label in axis.get_xticklabels() if label.get_text()]
+        inside = [
+            box for box in boxes if axis.bbox.x0 - 1 < (box.x0 + box.x1) / 2 < axis.bbox.x1 + 1
+        ]
+        assert len(inside) > 1 or axis is not series
+        gaps = [right.x0 - left.x1 for left, right in itertools.pairwise(inside)]
+        assert min(gaps, default=9) > 3
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-4])
+def test_a_panel_of_one_value_has_a_colour_from_the_middle_of_its_scale(figures, noise):
+    sm = make_map()
+    rng = np.random.default_rng(1)
+    flat = xr.full_like(sm["soil_moisture"], 0.1) + noise * rng.normal(size=sm["flags"].shape)
+    sm["soil_moisture"], sm["soil_moisture_std"] = 2 * flat, flat
+    sm["soil_moisture_lower"], sm["soil_moisture_upper"] = 0 * flat, flat
+    sm["soil_moisture_upper"].attrs["coverage"] = 0.9
+    sm["dissimilarity"] = 5 * flat
+    plot_overview(sm, "")
+    images = [axis.images[0] for axis in figures[0].axes if axis.images]
+    assert len(images) == 4
+    for image in images:
+        shares = image.norm(image.get_array())
+        assert 0.4 < shares.min() <= shares.max() < 0.6
+    low, high = images[2].get_clim()
+    assert (low, high) == (0, pytest.approx(0.2, rel=0.01))
+
+
+def test_nothing_and_no_spread_and_no_difference_have_a_scale_too(figures):
+    one = make_map()["soil_moisture"][0]
+    panels = {"none": one * np.nan, "spread": one * 0, "difference": one * 0}
+    plot_maps(panels, "", spreads=("spread",), differences=("difference",))
+    none, spread, difference = (a.images[0] for a in figures[0].axes if a.images)
+    assert none.get_clim() == (0, 0.6)
+    assert spread.get_clim() == (0, 0.02)
+    assert difference.get_clim() == (-0.01, 0.01)
+
+
+def test_a_colour_bar_is_as_high_as_its_map(figures):
+    for grid in (utm_grid((4, 12)), utm_grid((12, 4))):
+        plot_maps({"one": xr.DataArray(np.eye(*grid.shape), xr_coords(grid), ("y", "x"))}, "")
+        FigureCanvasAgg(figures[-1]).draw()
+        (axis,) = figures[-1].axes
+        (bar,) = axis.child_axes
+        height = axis.get_window_extent().height
+        assert bar.get_window_extent().height == pytest.approx(height, rel=0.01)
+        assert figures[-1].bbox.height - height < 1.7 * figures[-1].dpi  # no more than its titles
 
 
 def test_a_map_without_the_newer_variables_has_two_panels(figures):
@@ -350,6 +417,7 @@ def test_maps_of_degrees_have_axes_in_degrees(figures):
     axis = figures[0].axes[0]
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("longitude (°)", "latitude (°)")
     assert axis.images[0].get_extent() == [4, 5, 50, 51]
+    assert axis.get_aspect() == pytest.approx(1 / np.cos(np.radians(50.5)))  # of lengths on Earth
 
 
 def test_a_picture_has_north_above_and_wet_in_blue(tmp_path):
@@ -357,7 +425,7 @@ def test_a_picture_has_north_above_and_wet_in_blue(tmp_path):
     field[:3, :4] = 0.4
     plot_maps({"one": field}, tmp_path / "map.png")
     rgb = matplotlib.image.imread(tmp_path / "map.png")[..., :3]
-    rgb = rgb[:, : int(0.75 * rgb.shape[1])]  # without the colour bar
+    rgb = rgb[:, : int(0.82 * rgb.shape[1])]  # without the colour bar
     wet, dry = matplotlib.colormaps["YlGnBu"](1.0)[:3], matplotlib.colormaps["YlGnBu"](0.0)[:3]
     rows, columns = (np.abs(rgb - wet).max(axis=2) < 0.02).nonzero()
     dry_rows, dry_columns = (np.abs(rgb - dry).max(axis=2) < 0.02).nonzero()

@@ -193,6 +193,37 @@ def test_ndvi_that_was_mostly_filled(share, expected):
     assert flagged(season_flags(series, day=0), "ndvi_filled").all() == expected
 
 
+LAND = ["fraction_water", "fraction_urban", "fraction_tree", "fraction_snow"]
+SEASON = ["t2m", "tp", "ndvi", "ndvi_filled"]
+TERRAIN = ["slope", "aspect_sin", "aspect_cos", "angle", "orbit_state"]
+
+
 def test_flags_without_their_variables_are_undetermined():
-    found = undetermined(["slope", "aspect_sin", "aspect_cos", "angle", "t2m", "tp", "ndvi"])
-    assert found == ["ndvi_filled", "open_water", "urban", "layover_or_shadow"]
+    assert undetermined([*LAND, *SEASON, *TERRAIN]) == []
+    of_land = ["open_water", "urban", "dense_vegetation", "snow"]
+    assert undetermined([*SEASON, *TERRAIN]) == of_land
+    assert undetermined([*LAND, *SEASON, *TERRAIN[:-1]]) == ["layover_or_shadow"]
+
+
+@pytest.mark.parametrize(
+    ("lacking", "flags"),
+    [
+        ("fraction_tree", ["dense_vegetation"]),
+        ("ndvi", ["dense_vegetation"]),
+        ("fraction_snow", ["snow"]),
+        ("tp", ["snow"]),
+        ("t2m", ["snow", "frozen_soil"]),
+        ("slope", ["steep_slope", "layover_or_shadow"]),
+    ],
+)
+def test_a_flag_needs_all_of_its_variables(lacking, flags):
+    assert undetermined({*LAND, *SEASON, *TERRAIN} - {lacking}) == flags
+
+
+@pytest.mark.parametrize("name", [*LAND, "slope"])
+def test_every_variable_that_sets_a_flag_of_the_ground_is_needed_by_it(name):
+    """By experiment: whatever a large value sets is not determined without the variable."""
+    found = ground_flags(ground(**{name: 60.0}), orbit="", grid=HERE)
+    raised = {flag for flag in FLAGS if flagged(found, flag).any()}
+    assert raised
+    assert raised <= {*undetermined({*LAND, *SEASON, *TERRAIN} - {name})}

@@ -157,6 +157,48 @@ def test_a_value_is_carried_until_it_is_too_old():
     assert (found.flags.values[3:] == MASKS["input_missing"]).all()
 
 
+@settings(deadline=None, max_examples=15)
+@given(
+    hours=st.sets(st.integers(0, 24 * 90), min_size=2, max_size=12),
+    period=st.sampled_from(["8D", "MS", "2MS", "10D", "W-MON"]),
+    max_age=st.sampled_from([0.0, 0.5, 12.0, 20.0, 300.0]),
+    value=st.sampled_from(["mean", "last"]),
+    data=st.data(),
+)
+def test_steps_within_some_days_are_those_of_the_whole_product(hours, period, max_age, value, data):
+    times = [pd.Timestamp("2023-11-20") + pd.Timedelta(hours=hour) for hour in sorted(hours)]
+    how = {"period": period, "max_age": max_age, "value": value}
+    with dask.config.set(scheduler="synchronous"):
+        sm = make_maps(times, (1, 3), chunk=3)
+        ends = ("2023-11-20", "2024-03-31")  # steps without acquisitions at both ends
+        whole = regular_product(sm, within=ends, **how).load()
+        first = data.draw(st.integers(0, whole.sizes["time"] - 1))
+        last = data.draw(st.integers(first, whole.sizes["time"] - 1))
+        wanted = whole.isel(time=slice(first, last + 1))
+        days = (wanted.time_bnds.values[0, 0], wanted.time_bnds.values[-1, 1] - np.timedelta64(1))
+        xr.testing.assert_identical(regular_product(sm, within=days, **how).load(), wanted)
+
+
+def test_a_value_of_the_day_before_is_carried_into_the_first_step():
+    sm = make_maps(["2024-01-08T12:00"], missing=0)
+    for period in ("8D", "4D"):
+        found = regular_product(
+            sm, period=period, within=("2024-01-09", "2024-01-16"), max_age=8.5
+        ).load()
+        end = (pd.Timestamp(found.time_bnds.values[0, 1]) - sm.indexes["time"][0]).total_seconds()
+        assert (found.soil_moisture_age[0] == end / 86400).all()
+        np.testing.assert_array_equal(found.soil_moisture[0], sm.soil_moisture[0])
+        assert (found.soil_moisture_count == 0).all()
+
+
+def test_eight_days_are_the_composite_calendar_in_small_letters_too():
+    sm = make_maps(pd.date_range("2023-12-20", periods=9, freq="3D"))
+    xr.testing.assert_identical(
+        regular_product(sm, period="8d").load(), regular_product(sm, period="8D").load()
+    )
+    assert step_edges("8d", "2024-01-03")[0] == pd.Timestamp("2024-01-01")
+
+
 def test_a_mean_of_members_has_at_most_the_combined_spread():
     # Members over dates, correlated and not: the bound of the documentation.
     rng = np.random.default_rng(3)
@@ -247,6 +289,9 @@ def test_other_tools_see_the_bounds(tmp_path):
     [
         ({"period": "often"}, "period is 'often', expected '8D' or an offset"),
         ({"period": "-3D"}, "period is '-3D'"),
+        ({"period": "ME"}, "here the last ones; give 'MS' for calendar months"),
+        ({"period": "2QE"}, "period is '2QE', but steps begin with the days of the offset"),
+        ({"period": "YE"}, "'YS' for years"),
         ({"value": "median"}, "value is 'median', expected one of"),
         ({"max_age": -1}, "max_age is -1"),
         ({"max_age": float("nan")}, "max_age is nan"),
