@@ -12,10 +12,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from smgrid import inspect, load_ensemble, open_cube, predict, write_cube, write_overviews
+from smgrid import inspect, load_ensemble, open_cube, predict, write_cube
 from smgrid.cluster import open_scheduler
 from smgrid.errors import StoreError
-from smgrid.export.replay import map_manifest
+from smgrid.export.manifest import map_manifest
 from smgrid.inference.coverage import require_values
 from smgrid.jobs import Job, JobConfig, run_job
 
@@ -57,8 +57,7 @@ def map_cube(config: Config, job: Job) -> None:
         )
         stage.finish(report)
     if config.overviews == "write":
-        with job.stage("overviews", f"{config.map}/overviews") as stage:
-            stage.finish(write_overviews(config.map, progress=stage.progress))
+        job.add_overviews(config.map)
 
 
 def work(config: Config, job: Job) -> None:

@@ -399,7 +399,8 @@ def _scores(ensemble: Ensemble, test: Samples) -> dict[str, float | None]:
 def work(config: Config, job: Job) -> None:
     """Run the job where the configuration says; samples are read there, networks learn here."""
     torch.set_num_threads(1)  # small matrix products lose most of their speed on several
-    job.summary_path = config.summary or config.out / "summary.json"
+    if config.summary is None:
+        job.tell_to(config.out / "summary.json")
     with open_scheduler(config.scheduler, options=config.cluster):
         report = run(config)
     job.facts |= {"ensemble": report["ensemble"], "scores": report["scores"]}

@@ -13,11 +13,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from smgrid import load_ensemble, open_cube, predict, update_cube, write_overviews
+from smgrid import load_ensemble, open_cube, predict, update_cube
 from smgrid.cluster import open_scheduler
 from smgrid.cube.extend_map import extend_map
 from smgrid.cube.update import PROVISIONAL_DAYS, UpdateReport
-from smgrid.export.replay import map_manifest
+from smgrid.export.manifest import map_manifest
 from smgrid.jobs import Job, JobConfig, Stage, run_job, say
 
 
@@ -72,8 +72,7 @@ def work(config: Config, job: Job) -> None:
             )
             _note(stage, extended)
         if config.overviews == "write":
-            with job.stage("overviews", f"{config.map}/overviews") as stage:
-                stage.finish(write_overviews(config.map, progress=stage.progress))
+            job.add_overviews(config.map)
 
 
 def _note(stage: Stage, report: UpdateReport) -> None:

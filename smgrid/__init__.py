@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from smgrid.cube.update import update_cube
     from smgrid.cube.verify import drop_damaged, verify
     from smgrid.export.cog import write_cogs
+    from smgrid.export.manifest import map_manifest
     from smgrid.export.netcdf import write_netcdf
     from smgrid.export.page import write_page
     from smgrid.export.plot import plot_maps, plot_overview, plot_point, plot_scatter, plot_series
-    from smgrid.export.replay import map_manifest, replay
+    from smgrid.export.replay import replay
     from smgrid.export.stac import write_stac
     from smgrid.export.zarr2 import write_zarr2
     from smgrid.features.layout import FeatureLayout, get_layout
@@ -67,6 +68,7 @@ _HOME = {
     "smgrid.cube.update": ("update_cube",),
     "smgrid.cube.verify": ("drop_damaged", "verify"),
     "smgrid.export.cog": ("write_cogs",),
+    "smgrid.export.manifest": ("map_manifest",),
     "smgrid.export.netcdf": ("write_netcdf",),
     "smgrid.export.page": ("write_page",),
     "smgrid.export.plot": (
@@ -76,7 +78,7 @@ _HOME = {
         "plot_scatter",
         "plot_series",
     ),
-    "smgrid.export.replay": ("map_manifest", "replay"),
+    "smgrid.export.replay": ("replay",),
     "smgrid.export.stac": ("write_stac",),
     "smgrid.export.zarr2": ("write_zarr2",),
     "smgrid.features.layout": ("FeatureLayout", "get_layout"),

@@ -1,11 +1,17 @@
 """Where a job computes: threads, processes, or a cluster, chosen by one string.
 
 Local processes and running schedulers are tried by the test suite with real processes, and Gateway
-with a real server on one machine. Of SLURM the job script is tested and of Kubernetes the
-description of the cluster; neither was run on a machine of its kind.
+with a real server on one machine. Of SLURM the job script is tested, and that jobs which end are
+submitted again, and of Kubernetes the description of the cluster; neither was run on a machine of
+its kind. Kubernetes and Gateway keep the number of workers by themselves: the one has a Deployment
+for each, the other starts what is missing of the number it was told.
 """
 
+import asyncio
+import concurrent.futures
+import math
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -16,8 +22,12 @@ from typing import Any
 import dask
 from dask.system import CPU_COUNT
 from distributed import Client, LocalCluster, WorkerPlugin
+from distributed.client import ClosedClientError
+from distributed.comm.core import CommClosedError
+from distributed.deploy.adaptive import Adaptive
+from distributed.scheduler import NoWorkerError
 
-from smgrid.errors import ConfigError, MissingDependencyError
+from smgrid.errors import ConfigError, MissingDependencyError, SmgridError, StoreError
 
 __all__ = ["OneThread", "open_scheduler"]
 
@@ -33,6 +43,14 @@ _SCHEDULER = {"distributed.scheduler.allowed-failures": ALLOWED_FAILURES}
 _SCHEDULER_ENV = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": str(ALLOWED_FAILURES)}
 _CONNECT_S = 30
 _WAIT_S = 3600.0  # queues of batch systems are long
+_PATIENCE = "distributed.scheduler.no-workers-timeout"
+_LOOK = "15s"  # between looks at jobs of a batch system: two without a worker, and it has ended
+_WALLTIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")  # as sbatch --time takes it
+_MARGIN_S = 300  # at most, of the walltime of a job: workers end before it, not all at once
+_LOST = (
+    *(asyncio.CancelledError, concurrent.futures.CancelledError),
+    *(ClosedClientError, CommClosedError, NoWorkerError),
+)
 _KINDS = "threads, synchronous, local, tcp://HOST:PORT, slurm, kubernetes or gateway"
 _PACKAGES = {
     "slurm": "dask_jobqueue",
@@ -70,10 +88,11 @@ def open_scheduler(scheduler: str, *, options: Options | None = None) -> Iterato
         ``gateway`` or ``gateway:https://HOST``. Options may follow as in
         ``slurm:cores=8,memory=32GB``.
     options
-        ``workers`` (processes to ask for), ``memory`` (of each, as in ``4GiB``), ``wait`` (for the
-        first of them [s]), and what the class of the cluster takes: `distributed.LocalCluster`
-        (``local_directory``, ``host`` and ``dashboard_address``), `dask_jobqueue.SLURMCluster`
-        (with ``cores`` and ``memory`` of a job, every core a worker),
+        ``workers`` (processes to ask for), ``memory`` (of each, as in ``4GiB``), ``wait`` (how long
+        for one of them, at the start and when all have ended [s]; by default two minutes for local
+        processes and an hour for a cluster), and what the class of the cluster takes:
+        `distributed.LocalCluster` (``local_directory``, ``host`` and ``dashboard_address``),
+        `dask_jobqueue.SLURMCluster` (with ``cores`` and ``memory`` of a job, every core a worker),
         `dask_kubernetes.operator.make_cluster_spec` (with ``image``, which has smgrid in it, and
         ``namespace``), `dask_gateway.Gateway.new_cluster`.
 
@@ -88,6 +107,8 @@ def open_scheduler(scheduler: str, *, options: Options | None = None) -> Iterato
         The string or an option is not understood, or no worker is there in time.
     MissingDependencyError
         The package of this kind of cluster is not installed.
+    StoreError
+        The scheduler was lost, or had no worker for too long, while the block computed with it.
     """
     kind, chosen = _parse(scheduler, options or {})
     if kind in {"threads", "synchronous"}:
@@ -96,7 +117,7 @@ def open_scheduler(scheduler: str, *, options: Options | None = None) -> Iterato
         return
     wait = float(chosen.pop("wait", 120 if kind == "local" else _WAIT_S))
     with ExitStack() as stack:
-        stack.enter_context(dask.config.set(_SCHEDULER))
+        stack.enter_context(dask.config.set({**_SCHEDULER, _PATIENCE: f"{wait:g}s"}))
         client = _OPENERS[kind](stack, chosen)
         client.register_plugin(OneThread())
         try:
@@ -104,7 +125,27 @@ def open_scheduler(scheduler: str, *, options: Options | None = None) -> Iterato
         except TimeoutError as cause:
             msg = f"scheduler: {scheduler}: no worker within {wait:g} s; see its log, or set wait"
             raise ConfigError(msg) from cause
-        yield client
+        try:
+            yield client
+        except (Exception, asyncio.CancelledError) as error:
+            if not is_lost(client, error):
+                raise
+            msg = (
+                f"scheduler: {scheduler}: lost ({type(error).__name__}: {error}); what was written "
+                "is kept, run again to resume"
+            )
+            raise StoreError(msg) from error
+
+
+def is_lost(client: Client, error: BaseException) -> bool:
+    """Whether an error is what the end of a scheduler looks like to those that compute with it.
+
+    It cancels what is computed, closes connections or, a little later, the client, and what then is
+    asked of the client ends with errors of many kinds.
+    """
+    if isinstance(error, SmgridError):
+        return False
+    return isinstance(error, _LOST) or client.status != "running"
 
 
 def _parse(scheduler: str, options: Options) -> tuple[str, dict[str, Any]]:
@@ -152,36 +193,94 @@ def _open_running(stack: ExitStack, options: dict[str, Any]) -> Client:
     address = options.pop("address")
     _refuse(options, address)
     try:
-        client = Client(address, timeout=_CONNECT_S)
+        return _connect(stack, lambda: Client(address, timeout=_CONNECT_S))
     except (OSError, ValueError) as cause:
         msg = f"scheduler: {address} does not answer ({cause}); start it or correct the address"
         raise ConfigError(msg) from cause
-    stack.callback(_close, client)
-    return client
 
 
 def _open_slurm(stack: ExitStack, options: dict[str, Any]) -> Client:
     workers = int(options.pop("workers", 1))
     cluster = slurm_cluster(options)
-    stack.callback(cluster.close)
+    client = _client_of(stack, cluster)
     cluster.scale(workers)
-    return _client_of(stack, cluster)
+    # Which alone submits no job for one that has ended.
+    jobs = math.ceil(workers / int(options.get("cores", 1)))
+    cluster.adapt(Adaptive=Replacing, interval=_LOOK, minimum_jobs=jobs, maximum_jobs=jobs)
+    return client
+
+
+class Replacing(Adaptive):
+    """Keeps the number of jobs of a batch system, where each ends by its walltime.
+
+    `Adaptive` does so by itself where a job is one worker. `distributed` misses the end of a job of
+    several (https://github.com/dask/dask-jobqueue/issues/611).
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._seen: set[str] = set()
+        self._without: set[str] = set()
+
+    async def recommendations(self, target: int) -> dict[str, Any]:
+        """Give up the jobs that had workers and have none at two looks; others take their place."""
+        jobs: Any = self.cluster
+        present = self.observed
+        self._seen |= present
+        without = set()
+        for job, spec in jobs.worker_spec.items():
+            workers = {f"{job}{suffix}" for suffix in spec.get("group", ())}
+            if workers & self._seen and not workers & present:
+                without.add(job)
+                if job in self._without:
+                    # The next job has the same name, and is not to be taken for this one.
+                    self._seen -= workers
+        ended, self._without = without & self._without, without
+        if ended:
+            return {"status": "down", "workers": sorted(ended)}
+        found: dict[str, Any] = await super().recommendations(target)
+        return found
 
 
 def slurm_cluster(options: Options) -> Any:
-    """Return a `dask_jobqueue.SLURMCluster` without workers, every core of a job one of them."""
+    """Return a `dask_jobqueue.SLURMCluster` without workers, every core of a job one of them.
+
+    Workers end a little before their job, as dask-jobqueue recommends: what they were at is given
+    to others then, and does not look like what kills its workers.
+    """
     module = _import("slurm")
+    config = dask.config.get("jobqueue.slurm")
     given = {"cores": 1, "memory": "4GiB", **options}
     dashboard = {"dashboard_address": ":0", **given.pop("scheduler_options", {})}
     prologue = [f"export {name}={value}" for name, value in ONE_THREAD.items()]
     prologue += given.pop("job_script_prologue", [])
+    extra = _lifetime(given.get("walltime", config["walltime"]))
+    extra += given.pop("worker_extra_args", config["worker-extra-args"])
     return _made(
         module.SLURMCluster,
         given,
         processes=given["cores"],
         job_script_prologue=prologue,
         scheduler_options=dashboard,
+        worker_extra_args=extra,
     )
+
+
+def _lifetime(walltime: Any) -> list[str]:
+    """Return the arguments of a worker in a job of SLURM with this limit."""
+    if walltime is None or str(walltime).upper() in {"INFINITE", "UNLIMITED"}:
+        return []
+    match = _WALLTIME.fullmatch(str(walltime))
+    if match is None:
+        msg = f"scheduler: walltime is {walltime!r}, expected HH:MM:SS or D-HH:MM:SS"
+        raise ConfigError(msg)
+    days, *parts = (int(part) for part in match.groups(default="0"))
+    # Minutes, minutes:seconds or hours:minutes:seconds; after days it begins with hours.
+    hours_first = match[1] is not None or match[4] is not None
+    hours, minutes, seconds = parts if hours_first else (0, *parts[:2])
+    total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    margin = min(_MARGIN_S, total // 12)
+    return [f"--lifetime={total - 2 * margin}s", f"--lifetime-stagger={margin}s"]
 
 
 def _open_kubernetes(stack: ExitStack, options: dict[str, Any]) -> Client:
@@ -221,14 +320,19 @@ def _open_gateway(stack: ExitStack, options: dict[str, Any]) -> Client:
     cluster = gateway.new_cluster(**options)
     stack.callback(cluster.close)
     cluster.scale(workers)
-    client: Client = cluster.get_client()
-    stack.callback(_close, client)
-    return client
+    return _connect(stack, cluster.get_client)
 
 
 def _client_of(stack: ExitStack, cluster: Any) -> Client:
     stack.callback(cluster.close)
-    client = Client(cluster)
+    return _connect(stack, lambda: Client(cluster))
+
+
+def _connect(stack: ExitStack, make: Callable[[], Client]) -> Client:
+    # Said here as well as by the client, which takes it back when it loses the scheduler: all that
+    # is left would be computed in this process then.
+    stack.enter_context(dask.config.set(scheduler="dask.distributed"))
+    client = make()
     stack.callback(_close, client)
     return client
 

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from smgrid import __version__
 from smgrid.cube.inspect import inspect
+from smgrid.cube.overviews import write_overviews
 from smgrid.cube.progress import Progress
 from smgrid.cube.storage import StorePath
 from smgrid.errors import ConfigError, SmgridError, StoreError
@@ -67,6 +68,7 @@ class Stage:
     _total: dict[str, int] = field(default_factory=dict)
     _failed: list[dict[str, str]] = field(default_factory=list)
     _written: int | None = None
+    _not_tried: int = 0
     _shown: float = 0.0
 
     def progress(self, event: Progress) -> None:
@@ -86,19 +88,23 @@ class Stage:
         """Take over what a `WriteReport` or `UpdateReport` says."""
         self._total = {"": report.total}
         self._written = report.written
+        self._not_tried = getattr(report, "not_tried", 0)
         self._failed = [
             {"unit": unit.unit, "reason": unit.reason} for unit in getattr(report, "failed", ())
         ]
 
     def summary(self) -> dict[str, Any]:
         """Return what is known of the stage."""
-        total = sum(self._total.values())
-        written = sum(self._done.values()) - sum(self._begun.values())
-        if self._written is not None:
-            written = self._written
-        failed = len(self._failed)
-        skipped = sum(self._begun.values()) if self._written is None else total - written - failed
+        total, failed = sum(self._total.values()), len(self._failed)
+        if self._written is None:  # there is no report: some of what is left may have been tried
+            skipped = sum(self._begun.values())
+            written = sum(self._done.values()) - skipped
+            not_tried = total - written - skipped
+        else:
+            written, not_tried = self._written, self._not_tried
+            skipped = total - written - failed - not_tried
         units = {"total": total, "written": written, "skipped": skipped, "failed": failed}
+        units["not_tried"] = not_tried
         return {
             "what": self.what,
             "store": self.store,
@@ -119,13 +125,27 @@ class Job:
         self.facts: dict[str, Any] = {}
         self.summary_path: Path | None = None
 
+    def tell_to(self, path: Path) -> None:
+        """Choose the file of the summary, and say in it that the job runs.
+
+        A job that is killed must not leave what a former run has told.
+        """
+        self.summary_path = path
+        with suppress(OSError):  # told at the end, when something was made
+            _write(path, {"job": self.name, "status": "running", "started": _now()})
+
+    def add_overviews(self, path: StorePath) -> None:
+        """Write the overviews of a map, as a stage of its own."""
+        with self.stage("overviews", f"{path}/overviews") as stage:
+            stage.finish(write_overviews(path, progress=stage.progress))
+
     @contextmanager
     def stage(self, what: str, store: StorePath) -> Iterator[Stage]:
         """Do one stage inside the block; the first one says where the summary is by default."""
         stage = Stage(what, str(store))
         self.stages.append(stage)
         if self.summary_path is None and "://" not in stage.store:
-            self.summary_path = Path(f"{stage.store.rstrip('/')}.{self.name}.json")
+            self.tell_to(Path(f"{stage.store.rstrip('/')}.{self.name}.json"))
         start = time.monotonic()
         try:
             yield stage
@@ -159,14 +179,21 @@ def run_job(name: str, usage: str, model: type[Config], work: Callable[[Config, 
     if len(sys.argv) != 2:
         sys.stderr.write(f"{usage}\n")
         return ConfigError.exit_code
-    job, path = Job(name), Path(sys.argv[1])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        return _run(Job(name), Path(sys.argv[1]), model, work)
+    finally:
+        _handle_sigterm(before)
+
+
+def _run(job: Job, path: Path, model: type[Config], work: Callable[[Config, Job], None]) -> int:
     started, clock = _now(), time.monotonic()
     code, error = 0, ""
     try:
         config = check_model(read_yaml(path), model)
         if config.summary is not None:
             config.summary.parent.mkdir(parents=True, exist_ok=True)
-        job.summary_path = config.summary
+            job.tell_to(config.summary)
         with _ending_on_request():
             work(config, job)
     except SmgridError as cause:
@@ -179,58 +206,75 @@ def run_job(name: str, usage: str, model: type[Config], work: Callable[[Config, 
     except Exception as cause:  # noqa: BLE001 (told like any other, and where it came from)
         code, error = 1, redact(f"{type(cause).__name__}: {cause}")
         sys.stderr.write(redact(traceback.format_exc()))
-    summary = {
-        "job": name,
-        "config": str(path),
-        "status": "failed" if code else "done",
-        "exit_code": code,
-        "error": error,
-        "started": started,
-        "seconds": round(time.monotonic() - clock, 3),
-        "stages": [stage.summary() for stage in job.stages],
-        **job.facts,
-        "versions": _versions(),
-    }
-    return _tell(summary, job) or code
+    return _tell(
+        {
+            "job": job.name,
+            "config": str(path),
+            "status": "failed" if code else "done",
+            "exit_code": code,
+            "error": error,
+            "started": started,
+            "seconds": round(time.monotonic() - clock, 3),
+            "stages": [stage.summary() for stage in job.stages],
+            **job.facts,
+            "versions": _versions(),
+        },
+        job,
+    )
 
 
 @contextmanager
 def _ending_on_request() -> Iterator[None]:
-    """End as if interrupted where a batch system or a pod asks for it, so that clusters close."""
+    """End as if interrupted where a batch system or a pod asks for it, so that clusters close.
+
+    It is asked for once: what closes then, and tells what was done, is not ended by a second time.
+    """
 
     def end(number: int, frame: object) -> None:
+        _handle_sigterm(signal.SIG_IGN)
         raise KeyboardInterrupt(number)
 
-    try:
-        before = signal.signal(signal.SIGTERM, end)
-    except ValueError:  # not in the main thread, where signals are not ours
-        yield
-        return
+    _handle_sigterm(end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        _handle_sigterm(signal.SIG_IGN)
 
 
-def _tell(summary: Mapping[str, Any], job: Job) -> int:
-    """Write the summary and a line for people; return the exit code if that fails."""
+def _handle_sigterm(handler: Any) -> None:
+    with suppress(ValueError):  # not in the main thread, where signals are not ours
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _tell(summary: dict[str, Any], job: Job) -> int:
+    """Write the summary and a line for people; return the exit code."""
+    if job.summary_path is not None and job.summary_path.parent.is_dir():
+        # Otherwise a job that has made nothing.
+        try:
+            _write(job.summary_path, summary)
+        except OSError as cause:
+            error = f"summary: {job.summary_path} cannot be written: {cause}"
+            sys.stderr.write(f"error: {error}\n")
+            if summary["status"] == "done":
+                summary |= {
+                    "status": "failed",
+                    "exit_code": StoreError.exit_code,
+                    "error": error,
+                }
     written = sum(stage["units"]["written"] for stage in summary["stages"])
     if summary["status"] == "done" and job.stages:
         text = f"{written} units written" if written else "nothing to do, all units were there"
         sys.stderr.write(f"{job.name}: {text}\n")
     sys.stdout.write(json.dumps(summary) + "\n")
-    if job.summary_path is None:
-        return 0
-    if not job.summary_path.parent.is_dir():
-        return 0  # of a job that has made nothing
-    try:
-        partial = job.summary_path.with_name(f".{job.summary_path.name}.partial")
-        partial.write_text(json.dumps(summary, indent=1) + "\n")
-        partial.replace(job.summary_path)
-    except OSError as cause:
-        sys.stderr.write(f"error: summary: {job.summary_path} cannot be written: {cause}\n")
-        return StoreError.exit_code
-    return 0
+    code: int = summary["exit_code"]
+    return code
+
+
+def _write(path: Path, summary: Mapping[str, Any]) -> None:
+    """Write a summary as a whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(summary, indent=1) + "\n")
+    partial.replace(path)
 
 
 def _store_facts(path: str) -> dict[str, Any]:

@@ -1,16 +1,23 @@
 """Which scheduler: what one string chooses, and what workers are told."""
 
+import asyncio
 import os
+import shlex
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import dask
+import dask.array as da
 import pytest
+from distributed import LocalCluster, Worker
+from distributed.client import FutureCancelledError
 
 from smgrid import cluster
 from smgrid.cluster import ONE_THREAD, OneThread, open_scheduler
-from smgrid.errors import ConfigError, MissingDependencyError
+from smgrid.errors import ConfigError, MissingDependencyError, NoDataError, StoreError
 
 MISSING = {
     "slurm": ("dask_jobqueue", "slurm:cores=2"),
@@ -112,6 +119,50 @@ def _without_workers(original):
     return make
 
 
+@pytest.fixture(scope="module")
+def running():
+    """The address of a scheduler in this process, with one worker."""
+    options = {"processes": False, "n_workers": 1, "threads_per_worker": 1}
+    with LocalCluster(**options, protocol="tcp", dashboard_address="127.0.0.1:0") as made:
+        yield made.scheduler_address
+
+
+def test_a_scheduler_that_is_lost_is_an_error_of_smgrid(running):
+    lost = FutureCancelledError("a", "scheduler-connection-lost")
+    with (
+        pytest.raises(StoreError, match=r"tcp://.*: lost \(FutureCancelledError: .*run again"),
+        open_scheduler(running),
+    ):
+        raise lost
+    for other in (ZeroDivisionError("mine"), NoDataError("nothing")):
+        with pytest.raises(type(other)) as caught, open_scheduler(running):
+            raise other
+        assert caught.value is other
+
+
+@contextmanager
+def _closing(address):
+    """A scheduler that was lost half a minute ago: its client is closed."""
+    with open_scheduler(address) as client:
+        assert da.ones(3).sum().compute() == 3
+        client.close()
+        yield
+
+
+def test_nothing_is_computed_in_this_process_when_the_scheduler_is_lost(running):
+    """Which is what Dask does without a client, on the machine that a job is started from."""
+    total = da.ones(3).sum()
+    with pytest.raises(StoreError, match=r"lost .*no Client active"), _closing(running):
+        total.compute()
+    assert da.ones(3).sum().compute() == 3
+
+
+def test_how_long_to_wait_for_workers_holds_while_a_job_runs(running):
+    with open_scheduler(running):
+        assert dask.config.get(cluster._PATIENCE) == "3600s"
+    assert dask.config.get(cluster._PATIENCE) is None
+
+
 def test_slurm_asks_for_one_worker_per_core():
     pytest.importorskip("dask_jobqueue")
     made = cluster.slurm_cluster(
@@ -126,16 +177,110 @@ def test_slurm_asks_for_one_worker_per_core():
     assert "--nthreads 1 " in command
     assert "--nworkers 4 " in command
     assert "--memory-limit 3.73GiB" in command
+    assert "--lifetime=6600s --lifetime-stagger=300s" in command
+
+
+@pytest.mark.parametrize(
+    ("walltime", "seconds"),
+    [
+        ("01:00:00", 3600),
+        (90, 90 * 60),
+        ("45:30", 45 * 60 + 30),
+        ("1-12", 36 * 3600),
+        ("1-12:30", 36.5 * 3600),
+        ("2-03:04:05", 51 * 3600 + 4 * 60 + 5),
+    ],
+)
+def test_workers_end_before_their_job(walltime, seconds):
+    """Formats of ``sbatch --time``; the stagger is added or taken away."""
+    lifetime, stagger = (float(arg.split("=")[1][:-1]) for arg in cluster._lifetime(walltime))
+    assert 0.9 * seconds < lifetime + stagger < seconds - 60
+    assert 0 < stagger <= 300
+
+
+def test_a_job_without_end_has_workers_without_end():
+    assert cluster._lifetime(None) == cluster._lifetime("unlimited") == []
+
+
+def test_a_walltime_that_is_not_understood():
+    with pytest.raises(ConfigError, match=r"walltime is 'a day', expected HH:MM:SS"):
+        cluster._lifetime("a day")
+
+
+@pytest.fixture
+def batch_system(monkeypatch):
+    """A SLURM that runs workers in this process: the jobs by number, and how many were seen."""
+    slurm = pytest.importorskip("dask_jobqueue.slurm")
+    recommendations = cluster.Replacing.recommendations
+    jobs, starting, looks = {}, [], []
+
+    async def start(workers, address, names):
+        while len(jobs) > 2 and len(looks) < 12:  # the third one waits in the queue
+            await asyncio.sleep(0.01)
+        workers += [Worker(address, name=name, nthreads=1) for name in names]
+        await asyncio.gather(*workers)
+
+    async def look(self, target):
+        looks.append(len(self.observed))
+        return await recommendations(self, target)
+
+    async def submit(self, script):
+        command = shlex.split(self.job_script().splitlines()[-1])
+        address, name = command[3], command[command.index("--name") + 1]
+        names = [name] if self.worker_processes == 1 else [f"{name}-0", f"{name}-1"]
+        number = str(len(jobs))
+        jobs[number] = []
+        starting.append(asyncio.ensure_future(start(jobs[number], address, names)))
+        return f"Submitted batch job {number}"
+
+    async def cancel(self, job_id, cancel_command):
+        await end_job(jobs[job_id])
+
+    monkeypatch.setattr(slurm.SLURMJob, "_submit_job", submit)
+    monkeypatch.setattr(slurm.SLURMJob, "_close_job", cancel)
+    monkeypatch.setattr(cluster, "_LOOK", "50ms")
+    monkeypatch.setattr(cluster.Replacing, "recommendations", look)
+    return jobs, looks
+
+
+async def end_job(workers):
+    for worker in workers:
+        await worker.close()
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_slurm_jobs_that_end_are_submitted_again(batch_system, cores):
+    jobs, looks = batch_system
+    options = {"workers": 2 * cores, "cores": cores, "memory": "2GiB", "wait": 20}
+    options["scheduler_options"] = {"host": "127.0.0.1"}
+    with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "0.1s"}),
+        open_scheduler("slurm", options=options) as client,
+    ):
+        client.wait_for_workers(2 * cores, timeout=20)
+        while looks[-1:] != [2 * cores]:
+            time.sleep(0.01)
+        assert len(jobs) == 2
+        looks.clear()
+        client.sync(end_job, jobs["0"])
+        assert len(client.nthreads()) == cores
+        while len(client.nthreads()) < 2 * cores:  # `wait_for_workers` disturbs how it is told
+            time.sleep(0.01)
+        assert len(jobs) == 3
 
 
 def test_slurm_is_asked_for_the_workers_of_the_string(monkeypatch, tmp_path):
     """Up to the submission, which is where a machine without SLURM ends."""
     jobqueue = pytest.importorskip("dask_jobqueue")
-    asked = {}
+    asked, closed = {}, []
 
     class Cluster(jobqueue.SLURMCluster):
         def scale(self, workers):
             asked.setdefault(workers, self.job_script())  # at the end it asks for none
+
+        def close(self, timeout=None):
+            closed.append(self)  # a second time would wait for ever if the first one fails
+            return super().close(timeout)
 
     monkeypatch.setattr(jobqueue, "SLURMCluster", Cluster)
     with (
@@ -144,6 +289,7 @@ def test_slurm_is_asked_for_the_workers_of_the_string(monkeypatch, tmp_path):
     ):
         pass
     assert "#SBATCH -p long" in asked[6]
+    assert len(closed) == 1
 
 
 def test_kubernetes_describes_workers_with_one_thread():

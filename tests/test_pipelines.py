@@ -5,12 +5,16 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import xarray as xr
 
 import smgrid
-from smgrid.errors import StoreError
+from smgrid.cube.progress import Progress
+from smgrid.cube.store import WriteReport
+from smgrid.errors import NoDataError, StoreError, UnitsFailedError
+from smgrid.jobs import JobConfig, run_job
 from smgrid.yamltext import check_model, read_yaml
 from tests.networks import make_ensemble
 
@@ -173,6 +177,12 @@ def test_update_adds_the_new_acquisitions_and_leaves_the_older_alone(folder, job
     per_date = sm["units"]["total"] // updated.time.size
     assert sm["units"]["written"] == per_date * len(added)
     assert smgrid.verify(folder / "sm.zarr").ok
+    manifest = smgrid.inspect(folder / "sm.zarr").provenance
+    (older,) = manifest["smgrid_history"]
+    assert older["periods"] == [f"{str(times[0])[:19]} to {str(times[-1])[:19]}"]
+    sums = [one["made_from"]["cube"]["sha256sums"] for one in (older, manifest)]
+    now = smgrid.inspect(folder / "cube.zarr").provenance["smgrid_sha256sums"]
+    assert (sums[0] != now, sums[1]) == (True, now)
     code, summary, _ = job("update", "update.yml")
     assert (code, written(summary)) == (0, [0, 0, 0])
     assert files_of(folder / "sm.zarr") == after
@@ -271,3 +281,85 @@ def test_no_signature_reaches_a_summary(folder, job, monkeypatch):
     assert code == 1
     assert "SECRET" not in summary["error"] + err
     assert "store.example" in summary["error"]
+
+
+ENDING = """
+import os, signal, sys
+from smgrid.jobs import JobConfig, run_job
+def work(config, job):
+    running = open("s.json").read()
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)  # batch systems ask again while clusters close
+        sys.stderr.write(running)
+sys.exit(run_job("t", "", JobConfig, work))
+"""
+
+
+def test_a_job_that_is_terminated_twice_still_says_so(tmp_path):
+    """And while it runs, its summary is not that of a former run."""
+    (tmp_path / "job.yml").write_text("summary: s.json\n")
+    (tmp_path / "s.json").write_text('{"status": "done"}')
+    command = [sys.executable, "-c", ENDING, "job.yml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 143, done.stderr
+    assert '"status": "running"' in done.stderr
+    assert json.loads((tmp_path / "s.json").read_text())["status"] == "failed"
+
+
+@pytest.fixture
+def run_work(tmp_path, monkeypatch, capsys):
+    """Run a job that does this; returns its exit code and what it printed."""
+
+    def start(work, text="{}\n"):
+        (tmp_path / "job.yml").write_text(text)
+        monkeypatch.setattr(sys, "argv", ["t", str(tmp_path / "job.yml")])
+        code = run_job("t", "", JobConfig, work)
+        return code, json.loads(capsys.readouterr().out)
+
+    return start
+
+
+@pytest.mark.parametrize(("error", "expected"), [(None, 4), (NoDataError("no data"), 3)])
+def test_a_summary_that_cannot_be_written_hides_no_other_failure(
+    run_work, tmp_path, error, expected
+):
+    (tmp_path / "s.json").mkdir()
+
+    def work(config, job):
+        if error:
+            raise error
+
+    code, summary = run_work(work, f"summary: {tmp_path}/s.json\n")
+    assert (code, summary["exit_code"], summary["status"]) == (expected, expected, "failed")
+    assert summary["error"] == "no data" if error else "cannot be written" in summary["error"]
+
+
+def test_units_that_were_not_tried_are_counted_apart(run_work, tmp_path):
+    """They were not there, and did not fail."""
+
+    def work(config, job):
+        with job.stage("cube", tmp_path / "a.zarr"):
+            failed = (SimpleNamespace(unit="a", reason="wrong"),) * 24
+            report = WriteReport("a.zarr", 100, written=5, failed=failed, not_tried=61)
+            raise UnitsFailedError("24 of 100", report=report)
+
+    code, summary = run_work(work)
+    assert code == 4
+    units = {"total": 100, "written": 5, "skipped": 10, "failed": 24, "not_tried": 61}
+    assert summary["stages"][0]["units"] == units
+
+
+def test_units_of_a_job_that_was_interrupted(run_work, tmp_path):
+    def work(config, job):
+        with job.stage("cube", tmp_path / "a.zarr") as stage:
+            for done in (10, 11, 12):
+                stage.progress(Progress(done, 100, ""))
+            raise KeyboardInterrupt
+
+    code, summary = run_work(work)
+    assert code == 130
+    units = {"total": 100, "written": 2, "skipped": 10, "failed": 0, "not_tried": 88}
+    assert summary["stages"][0]["units"] == units

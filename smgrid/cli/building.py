@@ -187,7 +187,7 @@ def map_(
     Example: smgrid map cube.zarr --ensemble densesm-9km --out soil_moisture.zarr
     """
     from smgrid.cube.store import open_cube, write_cube
-    from smgrid.export.replay import map_manifest
+    from smgrid.export.manifest import map_manifest
     from smgrid.inference.coverage import require_values
     from smgrid.inference.predict import predict
     from smgrid.models.bundle import load_ensemble

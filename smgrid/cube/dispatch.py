@@ -4,18 +4,23 @@ A worker that dies takes nothing along but what it was at: the scheduler gives t
 until it has taken the scheduler's ``allowed-failures`` with it.
 """
 
+import asyncio
+import logging
 import time
-from asyncio import CancelledError
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Literal
 from uuid import uuid4
 
+import dask
 import dask.array as da
+from dask.base import get_scheduler
 from dask.highlevelgraph import HighLevelGraph
+from dask.utils import parse_timedelta
 
 from smgrid.cube.cutting import Cut, UnitGraph
+from smgrid.errors import StoreError
 
 Pace = Literal["full", "careful"]
 """``careful``: no more units at a time than there are threads, so that one that kills its worker
@@ -24,13 +29,18 @@ takes no other along."""
 _PER_THREAD = 8
 _SMALLEST = 256  # units at a time: cuts of half of it cost little per unit
 _GATHER_S = 0.05
+_LOOK_S = 5.0  # between looks at how many workers there are, while nothing is done
+_PATIENCE = "distributed.scheduler.no-workers-timeout"
+_PATIENCE_S = "1h"  # where that is not set: queues of batch systems are long
+
+_log = logging.getLogger(__name__)
 
 Result = Any
 Results = Iterable[tuple[Any, Result]]
 
 
-class LostSchedulerError(Exception):
-    """The cluster has ended, or has forgotten what it was doing."""
+class LostSchedulerError(StoreError):
+    """The cluster has ended, has no workers any more, or has forgotten what it was doing."""
 
 
 def dispatch(
@@ -53,7 +63,9 @@ def dispatch(
     Raises
     ------
     LostSchedulerError
-        The scheduler has gone.
+        The scheduler has gone, or no worker was there for as long as Dask's configuration says in
+        ``distributed.scheduler.no-workers-timeout`` (here and where the scheduler was started), an
+        hour if it says nothing.
     """
     # Only needed where a client was made; importing it takes half a second.
     from distributed import as_completed
@@ -71,7 +83,7 @@ def dispatch(
             wanted = list(islice(waiting, room)) if 2 * room >= window else []
             if wanted:
                 cut = graph.cut(wanted)
-                with _connected(client):
+                with connected(client):
                     futures = client.get(_layered(cut), [*cut.places, *cut.kept], sync=False)
                 kept += futures[len(wanted) :]
                 completed.update(futures[: len(wanted)])
@@ -80,7 +92,7 @@ def dispatch(
                 window = _window(client, pace)  # workers come and go
             if not places:
                 return
-            for key, result in _results(client, _next_batch(completed)):
+            for key, result in _results(client, _next_batch(client, completed)):
                 on_done(places.pop(key), result)
     except BaseException:
         if client.status == "running":
@@ -98,13 +110,18 @@ def _layered(cut: Cut) -> HighLevelGraph:
 
 def _window(client: Any, pace: Pace) -> int:
     """Return how many units may be on their way."""
-    with _connected(client):
-        threads: int = max(1, sum(client.nthreads().values()))
+    threads = max(1, _threads(client))
     return threads if pace == "careful" else max(_SMALLEST, _PER_THREAD * threads)
 
 
-def _next_batch(completed: Any) -> list[Any]:
+def _threads(client: Any) -> int:
+    with connected(client):
+        return sum(client.nthreads().values())
+
+
+def _next_batch(client: Any, completed: Any) -> list[Any]:
     """Wait for units, and a little for others: one request brings the results of all of them."""
+    _wait(client, completed)
     batch: list[Any] = completed.next_batch()
     if not completed.is_empty():
         time.sleep(_GATHER_S)
@@ -112,28 +129,52 @@ def _next_batch(completed: Any) -> list[Any]:
     return batch
 
 
+def _wait(client: Any, completed: Any) -> None:
+    """Wait for a unit, but not for ever if there is nobody to compute it."""
+    patience: float = parse_timedelta(dask.config.get(_PATIENCE, None) or _PATIENCE_S)
+    look = time.monotonic() + _LOOK_S
+    alone = None  # since when there is no worker
+    while not completed.has_ready():
+        with completed.thread_condition:
+            completed.thread_condition.wait(_GATHER_S)
+        now = time.monotonic()
+        if now < look:
+            continue
+        look = now + _LOOK_S
+        if _threads(client):
+            alone = None
+        elif alone is None:
+            alone = now
+            _log.warning("the cluster has no worker; waiting %g s for one to come", patience)
+        elif now - alone >= patience:
+            raise LostSchedulerError(
+                f"the cluster had no worker for {patience:g} s; see why they ended, or wait longer "
+                f"({_PATIENCE} of Dask, wait of a job)"
+            )
+
+
 def _results(client: Any, batch: Sequence[Any]) -> Results:
     """Yield the key of every future and its value, or the exception of one that was lost."""
-    if any(future.status == "cancelled" for future in batch):
-        raise LostSchedulerError
     # Sorted once: the scheduler may go at any moment, and with it what their status is.
-    states = [(future, future.status == "finished") for future in batch]
-    finished = [future for future, is_finished in states if is_finished]
+    states = [(future, future.status) for future in batch]
+    if any(status == "cancelled" for _, status in states):
+        raise _lost("it has dropped what it was doing")
+    finished = [future for future, status in states if status == "finished"]
     try:
-        with _connected(client):
+        with connected(client):
             values = client.gather(finished)  # in one request for all of them
     except LostSchedulerError:
         raise
     except Exception:  # noqa: BLE001 (a worker took a value along, and the task fails now)
         values = [_value_of(client, future) for future in finished]
     yield from zip((future.key for future in finished), values, strict=True)
-    lost = (future for future, is_finished in states if not is_finished)
-    yield from ((future.key, _value_of(client, future)) for future in lost)
+    failed = (future for future, status in states if status != "finished")
+    yield from ((future.key, _value_of(client, future)) for future in failed)
 
 
 def _value_of(client: Any, future: Any) -> Any:
     try:
-        with _connected(client):
+        with connected(client):
             return future.result()
     except LostSchedulerError:
         raise
@@ -142,11 +183,31 @@ def _value_of(client: Any, future: Any) -> Any:
 
 
 @contextmanager
-def _connected(client: Any) -> Iterator[None]:
-    """Tell a scheduler that has gone from anything else that went wrong."""
+def connected(client: Any) -> Iterator[None]:
+    """Raise LostSchedulerError for whatever the end of a cluster looks like inside the block.
+
+    Parameters
+    ----------
+    client
+        Client of `distributed`, or None, which changes nothing; see `current_client`.
+    """
     try:
         yield
-    except (OSError, RuntimeError, CancelledError) as error:
-        if client.status == "running" and not isinstance(error, CancelledError):
+    except (Exception, asyncio.CancelledError) as error:
+        if client is None:
             raise
-        raise LostSchedulerError from error
+        # Whoever has a client has imported what this imports.
+        from smgrid.cluster import is_lost
+
+        if is_lost(client, error):
+            raise _lost(f"{type(error).__name__}: {error}") from error
+        raise
+
+
+def current_client() -> Any:
+    """Return the client of `distributed` that Dask computes with, or None."""
+    return getattr(get_scheduler(), "__self__", None)
+
+
+def _lost(reason: str) -> LostSchedulerError:
+    return LostSchedulerError(f"the scheduler was lost ({reason})")

@@ -81,9 +81,9 @@ def extend_group(
         return Extended(ds.assign_attrs(fresh.attrs), {}, (), (), ())
     days = provisional.get(dim, 0)
     axis = _Axis.of(dim, stored, fresh, days=days)
-    absent = _lacking_steps(lacking, dim, axis.old.size)
+    absent = lacking_steps(lacking, dim, axis.old.size)
     _check_axis(path, dim, axis, absent)
-    again = axis.provisional | _inside(begun.get(dim, ()), axis.old.size)
+    again = axis.provisional | steps_inside(begun.get(dim, ()), axis.old.size)
     # Other tiles of a missing step stay, unless it is described in another way now, as a date is
     # that another source gives: then they would not be what the coordinates say.
     again |= absent & _described_anew(stored, fresh, dim, axis)
@@ -93,7 +93,7 @@ def extend_group(
     static = fresh if any(dim not in units.dims for units, _ in lacking) else stored
     ds = _join(pieces, dim, static=static, like=fresh)
     grows = dim == "date"  # its last shard gets more steps
-    redo = _ranges(np.append(again, np.full(ds.sizes[dim] - again.size, grows)))
+    redo = ranges_of(np.append(again, np.full(ds.sizes[dim] - again.size, grows)))
     return Extended(
         ds=ds,
         redo={dim: redo} if redo else {},
@@ -155,7 +155,7 @@ def _check_axis(path: str, dim: str, axis: _Axis, absent: npt.NDArray[np.bool_])
         raise StoreError(msg)
 
 
-def _lacking_steps(
+def lacking_steps(
     lacking: Iterable[tuple[UnitSet, tuple[int, ...]]], dim: str, size: int
 ) -> npt.NDArray[np.bool_]:
     """Return which steps along a dim lie in a shard that is missing."""
@@ -180,14 +180,16 @@ def _described_anew(
     return anew
 
 
-def _inside(steps: Steps, size: int) -> npt.NDArray[np.bool_]:
+def steps_inside(steps: Steps, size: int) -> npt.NDArray[np.bool_]:
+    """Return which of so many steps lie in the ranges."""
     inside = np.zeros(size, bool)
     for start, stop in steps:
         inside[start:stop] = True
     return inside
 
 
-def _ranges(chosen: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
+def ranges_of(chosen: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Return the ranges of places of chosen steps."""
     edges = np.flatnonzero(np.diff(chosen, prepend=False, append=False)).tolist()
     return list(zip(edges[::2], edges[1::2], strict=True))
 
@@ -233,7 +235,7 @@ def _join(
 
 def check_same(path: str, stored: Mapping[str, Any], fresh: Mapping[str, Any]) -> None:
     """Raise TemplateMismatchError unless two template records differ in their extents alone."""
-    found = differences(_without_extents(stored), _without_extents(fresh))
+    found = differences(without_extents(stored), without_extents(fresh))
     if found:
         shown = "\n".join(f"  {line}" for line in found[:20])
         raise TemplateMismatchError(
@@ -242,7 +244,8 @@ def check_same(path: str, stored: Mapping[str, Any], fresh: Mapping[str, Any]) -
         )
 
 
-def _without_extents(record: Mapping[str, Any]) -> dict[str, Any]:
+def without_extents(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return of a template record what stays the same when the store grows with time."""
     groups = {}
     for path, group in record["groups"].items():
         coords = {

@@ -150,13 +150,16 @@ def still_missing(
     )
 
 
-def summarise(path: StorePath, failures: Sequence[Failure], *, written: int, total: int) -> str:
-    """Return in words how a run ended in which units failed and everything else was done."""
+def summarise(
+    path: StorePath, failures: Sequence[Failure], *, written: int, total: int, not_tried: int = 0
+) -> str:
+    """Return in words how a run ended in which units failed."""
     shown = "; ".join(_in_short(failure) for failure in failures[:_SHOWN])
     more = f"; and {len(failures) - _SHOWN} more" if len(failures) > _SHOWN else ""
+    left = f", {not_tried} were not tried as all of these have wrong values" if not_tried else ""
     return (
-        f"{path}: {len(failures)} of {total} units failed, {written} were written now: {shown}"
-        f"{more}. All of them are listed in {LEDGER_KEY} of the store; {_cure(failures)}"
+        f"{path}: {len(failures)} of {total} units failed, {written} were written now{left}: "
+        f"{shown}{more}. All of them are listed in {LEDGER_KEY} of the store; {_cure(failures)}"
     )
 
 

@@ -5,6 +5,7 @@ ledger; everything else has been written by then.
 """
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
@@ -29,7 +30,7 @@ from smgrid.cube.progress import UnitCounter
 from smgrid.cube.record import StoreRecord, pending_units
 from smgrid.cube.shards import read_states, shard_key
 from smgrid.cube.storage import delete_keys, list_sizes, make_durable
-from smgrid.cube.tiling import Index, PendingUnits, dates_of, present_shards
+from smgrid.cube.tiling import Index, PendingUnits, UnitSet, dates_of, present_shards
 from smgrid.cube.writing import Outcome, Written, build_flags, compute_flags
 from smgrid.errors import SchemaError, StoreError, StoreInUseError
 from smgrid.sources.retry import retry_pauses
@@ -39,7 +40,8 @@ ATTEMPTS = 3
 _PAUSES_S = (2.0, 8.0)  # before the second and later rounds, varied by `retry_pauses`
 _FLUSH_UNITS = 512
 _FLUSH_S = 30.0
-_HOPELESS = 24  # units with wrong values before any was written: all of them have
+_HOPELESS = 24  # units with wrong values, when none of their kind was ever written
+_HOPELESS_STEPS = 8  # in time that these are of, or all there are: one bad scene has many tiles
 _LOST = "KilledWorker"  # what a cluster says of a task whose workers have died
 _STORE_FAILURES = 3  # in a row: then the store is out of reach, not a unit
 
@@ -105,7 +107,7 @@ def fill(
     lease: Lease,
     attempts: int,
     counter: UnitCounter,
-) -> tuple[int, tuple[Failure, ...]]:
+) -> tuple[int, tuple[Failure, ...], int]:
     """Write the pending units of a plan.
 
     Returns
@@ -113,8 +115,11 @@ def fill(
     int
         Units that were written, without those that were there and stayed the same.
     tuple of Failure
-        Units that failed in the end. If the first of them all have values that the schema
-        excludes, as with a wrong unit in a catalog, the rest is not tried.
+        Units that failed in the end.
+    int
+        Units that were not tried: if many of several dates have values that the schema excludes,
+        and none of their group and variables was ever written, the rest is not read, as a catalog
+        that names a wrong unit would make all of it fail.
 
     Raises
     ------
@@ -138,7 +143,7 @@ def fill(
             account.flush()
         raise
     account.flush()
-    return account.changed, account.failures
+    return account.changed, account.failures, account.not_tried
 
 
 class _HopelessError(Exception):
@@ -166,6 +171,11 @@ class _Account:
         self._plan = plan
         self._pending = plan.pending
         self._replace = frozenset(plan.redone)
+        missing = Counter(units for units, _ in plan.missing)
+        # Steps of the units that have wrong values, of the sets of which nothing was ever written.
+        self._wrong: dict[UnitSet, list[int]] = {
+            units: [] for units, count in missing.items() if count == units.total
+        }
         self._lease = lease
         self._counter = counter
         self._failed: dict[int, Failure] = {}
@@ -182,6 +192,11 @@ class _Account:
     def failures(self) -> tuple[Failure, ...]:
         """Of units that were tried and are missing, in the order of the store."""
         return tuple(self._failed[place] for place in sorted(self._failed))
+
+    @property
+    def not_tried(self) -> int:
+        """Units that were neither written nor failed."""
+        return len(self._pending) - self._counter.written - len(self._failed)
 
     def run(self, waiting: Sequence[int], attempt: int) -> list[int]:
         """Try the pending units at these places; return those to be tried again."""
@@ -213,8 +228,8 @@ class _Account:
             compute_flags(flags, on_done, pace="careful" if lost else "full")
         except LostSchedulerError as cause:
             raise StoreError(
-                f"{record.path}: the scheduler was lost, {self._counter.written} of "
-                f"{len(self._pending)} pending units were written; run again to resume"
+                f"{record.path}: {cause}, {self._counter.written} of {len(self._pending)} pending "
+                "units were written; run again to resume"
             ) from cause
         return sorted(again)
 
@@ -225,6 +240,7 @@ class _Account:
             self._sums[shard_key(units.array_path(name), index)] = digest
         self._failed.pop(place, None)
         self._store_failures = 0
+        self._wrong.pop(units, None)
         self._counter.count(place)
 
     def _note_failure(self, place: int, outcome: Failed, attempt: int) -> str:
@@ -250,10 +266,17 @@ class _Account:
             )
             kind = type(outcome.error) if isinstance(outcome.error, StoreError) else StoreError
             raise kind(msg) from outcome.error
-        wrong = isinstance(outcome.error, SchemaError)
-        if wrong and not self._counter.written and len(self._failed) >= _HOPELESS:
-            raise _HopelessError
+        if isinstance(outcome.error, SchemaError) and units in self._wrong:
+            self._give_up_if_all_are_wrong(units, index)
         return verdict
+
+    def _give_up_if_all_are_wrong(self, units: UnitSet, index: Index) -> None:
+        in_time = units.dims[:1] in {(dim,) for dim in TIME_DIMS}
+        wrong = self._wrong[units]
+        wrong.append(index[0] if in_time else 0)
+        steps = min(_HOPELESS_STEPS, units.counts[0] if in_time else 1)
+        if len(wrong) >= _HOPELESS and len(set(wrong)) >= steps:
+            raise _HopelessError
 
     def _label(self, place: int) -> str:
         units, index = self._pending[place]

@@ -15,21 +15,23 @@ from smgrid.cube.record import (
     MANIFEST_KEY,
     ROOT_KEY,
     StoreRecord,
+    read_manifest,
     root_digest,
     set_status,
 )
 from smgrid.cube.shards import digest, shard_key
-from smgrid.cube.storage import delete_keys, make_durable, read_bytes, read_json, write_json
+from smgrid.cube.storage import delete_keys, make_durable, read_bytes, write_json
 from smgrid.cube.template import digest_of
 from smgrid.errors import StoreError
 
 _PARTIAL = ".partial"  # what a killed process leaves of the file that it was writing
-_OWN = "smgrid_"
-HISTORY = f"{_OWN}history"
-SUMS = f"{_OWN}sha256sums"
-ROOT = f"{_OWN}root_sha256"
-TEMPLATE = f"{_OWN}template"
-SELF = f"{_OWN}manifest_sha256"
+OWN = "smgrid_"
+"""What the names of the entries of a manifest begin with that smgrid adds to it."""
+HISTORY = f"{OWN}history"
+SUMS = f"{OWN}sha256sums"
+ROOT = f"{OWN}root_sha256"
+TEMPLATE = f"{OWN}template"
+SELF = f"{OWN}manifest_sha256"
 
 
 def finish(store: Store, plan: Plan, provenance: Mapping[str, Any] | None) -> None:
@@ -96,10 +98,10 @@ def _metadata_sums(store: Store, plan: Plan) -> dict[str, str]:
 def _write_manifest(
     store: Store, record: StoreRecord, provenance: Mapping[str, Any] | None, *, sums: str
 ) -> None:
-    before = read_json(store, MANIFEST_KEY) or {}
-    kept = {key: value for key, value in before.items() if not key.startswith(_OWN)}
+    before = read_manifest(store)
+    kept = {key: value for key, value in before.items() if not key.startswith(OWN)}
     manifest = dict(kept if provenance is None else provenance) | {
-        f"{_OWN}version": smgrid.__version__,
+        f"{OWN}version": smgrid.__version__,
         TEMPLATE: record.digest,
         ROOT: root_digest(store),
         SUMS: sums,
@@ -107,17 +109,28 @@ def _write_manifest(
     history = _history(before, record)
     if history:
         manifest[HISTORY] = history
-    manifest[SELF] = digest_of(manifest)
+    manifest = seal(manifest)
     if manifest != before:
-        write_json(store, MANIFEST_KEY, manifest)
-        make_durable(store, [MANIFEST_KEY])
+        write_manifest(store, manifest)
 
 
-def _history(before: Mapping[str, Any], record: StoreRecord) -> list[Mapping[str, str]]:
-    """Return what the store was before its updates, oldest first."""
-    history: list[Mapping[str, str]] = list(before.get(HISTORY, []))
+def seal(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a manifest with the digest of the rest of it."""
+    rest = {key: value for key, value in manifest.items() if key != SELF}
+    return rest | {SELF: digest_of(rest)}
+
+
+def write_manifest(store: Store, manifest: Mapping[str, Any]) -> None:
+    """Replace the manifest."""
+    write_json(store, MANIFEST_KEY, manifest)
+    make_durable(store, [MANIFEST_KEY])
+
+
+def _history(before: Mapping[str, Any], record: StoreRecord) -> list[Mapping[str, Any]]:
+    """Return what the store was before its updates, oldest first; maps have it written down."""
+    history: list[Mapping[str, Any]] = list(before.get(HISTORY, []))
     journal = record.journal
-    extended = journal is not None and journal.before.get("template") != record.digest
+    extended = journal is not None and journal.before.get("template") not in {None, record.digest}
     if journal is not None and extended and dict(journal.before) not in history:
         history.append(dict(journal.before))
     return history

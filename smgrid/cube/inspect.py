@@ -90,7 +90,7 @@ class StoreReport:
     """Digest of the template."""
     groups: tuple[GroupReport, ...]
     provenance: Mapping[str, Any]
-    """The manifest; empty until the store is complete."""
+    """The manifest; of a store that is not complete, what it is made from, if that is known."""
     nbytes: int
     """Bytes on disk."""
     failures: tuple[Failure, ...] = ()

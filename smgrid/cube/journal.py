@@ -1,8 +1,9 @@
 """The journal of an update: what a store becomes, written down before anything is changed.
 
-``_smgrid/update.json`` holds the new metadata, coordinates and template, and which shards have to
-be computed again. From the moment it is there the store counts as incomplete; whoever writes to it
-next carries out what it says, as often as it takes. It is removed when every unit is there.
+``_smgrid/update.json`` holds the new metadata, coordinates and template, the manifest of a map,
+and which shards have to be computed again. From the moment it is there the store counts as
+incomplete; whoever writes to it next carries out what it says, as often as it takes. It is removed
+when every unit is there.
 """
 
 import base64
@@ -31,7 +32,7 @@ class Journal:
 
     redo: Redo
     before: Mapping[str, str]
-    """What the store was, for the history in its manifest."""
+    """What the store was, for the history in its manifest; empty where `files` has the manifest."""
     files: Mapping[str, bytes] = field(default_factory=dict)
     """Metadata, coordinates and the template by key, in the order of writing; empty once done."""
 

@@ -31,8 +31,8 @@ PREFIX = "_smgrid"
 TEMPLATE_KEY = f"{PREFIX}/template.json"
 MANIFEST_KEY = f"{PREFIX}/manifest.json"
 ROOT_KEY = "zarr.json"
-UNSUMMED = frozenset({TEMPLATE_KEY, ROOT_KEY})
-"""Files that the manifest covers by itself."""
+UNSUMMED = frozenset({TEMPLATE_KEY, ROOT_KEY, MANIFEST_KEY})
+"""The manifest, and files that it covers by itself."""
 
 Status = Literal["created", "incomplete", "complete"]
 
@@ -92,6 +92,11 @@ def read_record(store: Store, path: str) -> StoreRecord:
         status = "incomplete"
     overviews = () if root is None or status != "complete" else linked_factors(root)
     return StoreRecord(path, template, status, journal, overviews)
+
+
+def read_manifest(store: Store) -> dict[str, Any]:
+    """Return the manifest of a store, empty if it has none yet."""
+    return read_json(store, MANIFEST_KEY) or {}
 
 
 def _check_format(template: Any, path: str) -> None:

@@ -17,6 +17,7 @@ from zarr.buffer import cpu
 from zarr.core.array import AsyncArray
 from zarr.storage import MemoryStore, StorePath
 
+from smgrid.cube.dispatch import connected, current_client
 from smgrid.cube.encoding import encode
 from smgrid.cube.storage import open_store, read_bytes
 from smgrid.cube.tiling import Index
@@ -121,12 +122,19 @@ def read_states(
     -------
     Mapping[str, ShardState]
         By the keys of the shards.
+
+    Raises
+    ------
+    LostSchedulerError
+        The cluster's scheduler has gone.
     """
     wanted = list(shards)
     batches = [wanted[at : at + _BATCH] for at in range(0, len(wanted), _BATCH)]
     read = dask.delayed(_read_batch, pure=False, traverse=False)
     found: dict[str, ShardState] = {}
-    for part in dask.compute(*(read(path, template_digest, batch) for batch in batches)):
+    with connected(current_client()):
+        parts = dask.compute(*(read(path, template_digest, batch) for batch in batches))
+    for part in parts:
         found |= part
     return found
 

@@ -17,11 +17,13 @@ from smgrid.cube.linking import open_overview, unlink
 from smgrid.cube.lock import Lease, writing
 from smgrid.cube.opening import open_groups
 from smgrid.cube.progress import Progress, ProgressFunction, UnitCounter
+from smgrid.cube.provenance import check_inputs, claim_inputs
 from smgrid.cube.record import (
     StoreRecord,
     claim_store,
     find_record,
     pending_units,
+    read_manifest,
     read_record,
     set_status,
     write_files,
@@ -51,6 +53,8 @@ class WriteReport:
     """Units that this call wrote; the others were there already."""
     failed: tuple[Failure, ...] = ()
     """Units that are missing after all attempts, in the report of a `UnitsFailedError`."""
+    not_tried: int = 0
+    """Units that are missing because all those before them had wrong values, likewise."""
 
 
 def write_cube(
@@ -81,7 +85,9 @@ def write_cube(
     progress
         Called with a `Progress` per group at the start and after every unit.
     manifest
-        Provenance to keep beside the data: inputs, catalog, versions, seeds.
+        Provenance to keep beside the data: inputs, catalog, versions, seeds. Its entry
+        ``made_from``, such as `map_manifest` gives, is written before any unit; see
+        `smgrid.cube.provenance`.
     attempts
         How often a unit is tried, unless its failure is one that cannot pass.
 
@@ -95,7 +101,8 @@ def write_cube(
     UnitsFailedError
         Units failed, all others were written; its ``report`` lists them.
     TemplateMismatchError
-        The store was begun with other data; the message says what differs.
+        The store was begun with other data, or from other inputs as ``made_from`` says; the
+        message says what differs.
     StoreInUseError
         Another process writes to the store.
     SchemaError
@@ -114,13 +121,17 @@ def write_cube(
         if read_journal(store) is None:
             # Before the lease, so that nothing is written where nothing may or need be.
             found = find_record(store, path, template.record())
-            if found is not None and _is_done(found, store):
-                return WriteReport(path, found.total, written=0)
+            if found is not None:
+                check_inputs(path, read_manifest(store), provenance)
+                if _is_done(found, store):
+                    return WriteReport(path, found.total, written=0)
         with writing(store, path) as lease:
             resume_update(store)
             record = claim_store(store, path, template)
+            check_inputs(path, read_manifest(store), provenance)
+            rest = claim_inputs(store, record, provenance, groups)
             how: Any = {"lease": lease, "attempts": attempts, "progress": progress}
-            return fill_store(groups, store, record, provenance=provenance, **how)
+            return fill_store(groups, store, record, provenance=rest, **how)
 
 
 def check_attempts(attempts: int) -> None:
@@ -160,13 +171,15 @@ def fill_store(
         unlink(store)  # what overviews of a map show may be about to change
     counter = UnitCounter(record.sets, plan.pending, progress)
     counter.start()
-    written = 0
+    written = not_tried = 0
     failed: tuple[Failure, ...] = ()
     if plan.pending:
-        written, failed = fill(groups, store, plan, lease=lease, attempts=attempts, counter=counter)
-    report = WriteReport(record.path, record.total, written, failed)
+        how: Any = {"lease": lease, "attempts": attempts, "counter": counter}
+        written, failed, not_tried = fill(groups, store, plan, **how)
+    report = WriteReport(record.path, record.total, written, failed, not_tried)
     if failed:
-        text = summarise(record.path, failed, written=report.written, total=report.total)
+        counts = {"written": written, "total": report.total, "not_tried": not_tried}
+        text = summarise(record.path, failed, **counts)
         raise UnitsFailedError(text, report=report)
     lease.confirm()
     finish(store, plan, provenance)
@@ -176,7 +189,7 @@ def fill_store(
 def open_cube(
     path: StorePath, *, incomplete: Literal["refuse", "allow"] = "refuse"
 ) -> xr.DataTree | xr.Dataset:
-    """Open a store lazily, with one Dask chunk per shard.
+    """Open a store lazily, with one Dask chunk per shard, or less of series on coarse grids.
 
     A store that says that it is complete is believed, so that opening takes a handful of requests;
     `inspect` counts its shards and `verify` reads them.

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from smgrid.cube.dispatch import connected, current_client
 from smgrid.errors import NoDataError
 from smgrid.features.assemble import required_variables
 from smgrid.features.inputs import Cube, find_variables
@@ -31,6 +32,8 @@ def require_values(sm: xr.Dataset, cube: Cube, *, layout: FeatureLayout) -> None
     ------
     NoDataError
         The map would hold nothing but missing values.
+    LostSchedulerError
+        The cluster's scheduler has gone.
 
     Notes
     -----
@@ -56,4 +59,5 @@ def require_values(sm: xr.Dataset, cube: Cube, *, layout: FeatureLayout) -> None
 def _holds(array: xr.DataArray, test: Callable[[npt.NDArray[Any]], npt.NDArray[np.bool_]]) -> bool:
     """Whether any value passes a test; reads block by block and stops at the first that does."""
     blocks = da.asarray(array.data).to_delayed().ravel()
-    return any(bool(test(block.compute()).any()) for block in blocks)
+    with connected(current_client()):
+        return any(bool(test(block.compute()).any()) for block in blocks)

@@ -12,6 +12,7 @@ import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
+from odc.geo.geobox import GeoBox
 
 from smgrid.cube.failures import Failure, judge, read_ledger
 from smgrid.cube.guarding import Failed, failed, guard_graph, renamed
@@ -170,18 +171,86 @@ def test_only_what_may_pass_is_tried_again(soil_map, store, tmp_path, error, cal
     assert inspect(store).units.done == 23
 
 
-def test_values_that_are_wrong_everywhere_end_the_run_early(grid, store):
+def soil_with(values):
+    """A map of 25 tiles whose values at a step are all the one given here."""
+    values = np.asarray(values, "f4")
+    days = np.arange(values.size) * np.timedelta64(1, "D")
+    ds = xr.Dataset(coords={"time": np.datetime64("2024-01-01", "ns") + days})
+    grid = GeoBox.from_bbox((0, 0, 1000, 1000), crs="EPSG:32631", resolution=100)
+    everywhere = np.broadcast_to(values[:, None, None], (values.size, 10, 10))
+    data = da.from_array(everywhere, chunks=(1, 2, 2))
+    variable = describe(xr.DataArray(data, dims=("time", "y", "x")), "soil_moisture")
+    return ds.assign(soil_moisture=variable).assign_coords(grid_coords(grid))
+
+
+WRONG, RIGHT = 40.0, 0.2  # m3 m-3
+TILES = 25  # more than are enough to give up, if they are of several dates
+
+
+def give_up(ds, store, *, there=0, **options):
+    """Write what ends early because it is wrong, and find some units there; return the report."""
+    with dask.config.set(scheduler="synchronous"), pytest.raises(UnitsFailedError) as caught:
+        write_cube(ds, store, **options)
+    message, report = str(caught.value), caught.value.report
+    tried = len(report.failed)
+    assert report.not_tried == report.total - there - report.written - tried > 0
+    assert f"{tried} of {report.total} units failed" in message
+    assert f"{report.not_tried} were not tried as all of these have wrong values: " in message
+    assert "write to a new path" in message
+    return report
+
+
+def test_values_that_are_wrong_everywhere_end_the_run_early(store):
     """A wrong unit in a catalog is not worth reading a year of data."""
-    times = np.datetime64("2024-01-01", "ns") + np.arange(200) * np.timedelta64(1, "D")
-    values = da.full((200, *grid.shape), 40.0, chunks=(1, -1, -1), dtype="f4")
-    variable = describe(xr.DataArray(values, dims=("time", "y", "x")), "soil_moisture")
-    ds = xr.Dataset({"soil_moisture": variable}, {**grid_coords(grid), "time": times})
+    report = give_up(soil_with([WRONG] * 200), store)
+    assert len(report.failed) == len(ledger_of(store)) == 24
+
+
+def test_many_tiles_are_wrong_everywhere_if_several_dates_are(store):
+    report = give_up(soil_with([WRONG] * 20), store, shard=2)
+    assert len({failure.index[0] for failure in report.failed}) == 8
+
+
+def test_a_scene_with_wrong_values_does_not_end_the_run(store):
+    """It is the first, has many tiles, and nothing was ever written."""
+    values = [WRONG] * 3 + [RIGHT] * 2
     with (
         dask.config.set(scheduler="synchronous"),
-        pytest.raises(UnitsFailedError, match=r"24 of 200 units failed, 0 .* write to a new path"),
+        pytest.raises(UnitsFailedError, match=rf"{3 * TILES} of {5 * TILES} units") as caught,
     ):
-        write_cube(ds, store)
-    assert len(ledger_of(store)) == 24
+        write_cube(soil_with(values), store, shard=2)
+    report = caught.value.report
+    assert (report.written, report.not_tried) == (2 * TILES, 0)
+
+
+def test_wrong_values_in_all_of_a_short_map_are_not_all_read(store):
+    assert len({f.index[0] for f in give_up(soil_with([WRONG] * 2), store, shard=2).failed}) == 2
+
+
+def test_what_is_there_already_says_that_not_all_is_wrong(store):
+    """All that is missing is tried, though all of it is wrong."""
+    good = [RIGHT] + [WRONG] * 9
+    for _ in range(2):
+        with (
+            dask.config.set(scheduler="synchronous"),
+            pytest.raises(UnitsFailedError, match=f"{9 * TILES} of {10 * TILES} units") as caught,
+        ):
+            write_cube(soil_with(good), store, shard=2)
+        assert caught.value.report.not_tried == 0
+
+
+def test_other_variables_that_are_right_do_not_hide_one_that_is_wrong(store):
+    """Its units are not all read because those of others, of another shape, are there."""
+    height = xr.DataArray(da.ones((10, 10), chunks=-1, dtype="f4"), dims=("y", "x"))
+    ds = soil_with([WRONG] * 30).assign(elevation=describe(height, "elevation"))
+    away = ds.assign(
+        soil_moisture=ds.soil_moisture.copy(
+            data=ds.soil_moisture.data.map_blocks(raising(SourceError("503")), dtype="f4")
+        )
+    )
+    with pytest.raises(UnitsFailedError, match="30 of 31 units failed, 1 were written"):
+        write_cube(away, store, attempts=1)
+    assert len(give_up(ds, store, there=1).failed) == 24
 
 
 def test_the_ledger_forgets_what_was_done_and_keeps_what_was_not(soil_map, store):

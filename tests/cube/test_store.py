@@ -7,6 +7,7 @@ from pathlib import Path
 import dask
 import dask.array as da
 import numpy as np
+import pandas as pd
 import pyproj
 import pytest
 import rioxarray  # noqa: F401
@@ -28,7 +29,7 @@ from smgrid.errors import (
     TemplateMismatchError,
     UnitsFailedError,
 )
-from smgrid.grid import grid_coords
+from smgrid.grid import coarsen_grid, grid_coords
 from smgrid.schema import describe
 
 
@@ -78,6 +79,25 @@ def test_a_map_comes_back_as_it_was(soil_map, store):
     np.testing.assert_array_equal(opened.flags, soil_map.flags)
     assert opened.flags.attrs["flag_masks"].dtype == np.uint16
     np.testing.assert_array_equal(opened.flags.attrs["flag_masks"], [1, 2, 4, 8])
+
+
+def test_a_chunk_of_a_series_holds_no_more_than_what_lies_under_a_tile(store):
+    grid = GeoBox.from_bbox((0, 0, 20_000, 20_000), "EPSG:32631", resolution=100)
+    half = coarsen_grid(grid, 2)
+    sand = describe(xr.DataArray(np.ones(grid.shape, "f4"), dims=("y", "x")), "sand")
+    values = np.random.default_rng(0).uniform(0, 0.8, (46, *half.shape)).astype("f4")
+    dates = pd.date_range("2023-01-01", periods=46, freq="8D", unit="ns")
+    ndvi = describe(xr.DataArray(values, dims=("date", "y", "x")), "ndvi")
+    ndvi.attrs["composite_days"] = 16
+    tree = {
+        "/base": xr.Dataset({"sand": sand}, coords=grid_coords(grid)),
+        "/x2": xr.Dataset({"ndvi": ndvi}, coords={**grid_coords(half), "date": dates}),
+    }
+    write_cube(xr.DataTree.from_dict(tree), store, shard=64)
+    opened = open_cube(store)["x2"].ndvi
+    assert zarr.open_array(store / "x2" / "ndvi", mode="r").shards == (46, 128, 128)
+    assert opened.chunks == ((46,), (64, 36), (64, 36))
+    np.testing.assert_allclose(opened, values, atol=1e-3)
 
 
 def test_writing_what_was_opened_changes_nothing_more(cube, store, tmp_path, files_of):

@@ -9,14 +9,22 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import dask.array as da
+import numpy as np
 import pytest
+import xarray as xr
 
+from smgrid.cluster import open_scheduler
+from smgrid.cube.dispatch import LostSchedulerError
 from smgrid.cube.inspect import inspect
+from smgrid.cube.shards import read_states
 from smgrid.cube.store import write_cube
 from smgrid.cube.verify import verify
+from smgrid.inference.coverage import require_values
 from tests.end_to_end.distributed_job import UNITS, cube
 
 pytestmark = pytest.mark.slow
@@ -159,7 +167,7 @@ def test_a_scheduler_that_is_killed_ends_the_job_and_another_one_goes_on(store, 
     cluster.scheduler.kill()
     code, _, err = finish(job)
     assert code == 4, err
-    assert "the scheduler was lost, " in err
+    assert "the scheduler was lost (" in err
     assert f" of {UNITS} pending units were written; run again to resume" in err
     found = inspect(store)
     assert (found.status, found.writers) == ("incomplete", ())
@@ -170,6 +178,40 @@ def test_a_scheduler_that_is_killed_ends_the_job_and_another_one_goes_on(store, 
     assert (code, int(out)) == (0, UNITS - len(before)), err
     assert before.items() <= shards_of(store).items()
     assert files_of(store) == whole
+
+
+def look_at_shards(slow):
+    read_states("nowhere.zarr", "", [("a", (0,))])
+
+
+def look_for_values(slow):
+    values = da.zeros(1, chunks=1).map_blocks(slow, meta=np.zeros(0, np.uint16))
+    require_values(xr.Dataset({"flags": ("x", values)}), None, layout=None)
+
+
+@pytest.mark.parametrize("work", [look_at_shards, look_for_values])
+def test_a_scheduler_may_be_lost_before_anything_is_written(work, cluster, tmp_path, monkeypatch):
+    begun = tmp_path / "begun"
+
+    def slow(*args):
+        begun.touch()
+        time.sleep(60)
+
+    def kill():
+        while not begun.exists():
+            time.sleep(0.01)
+        cluster.scheduler.kill()
+
+    monkeypatch.setattr("smgrid.cube.shards._read_batch", slow)
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with (
+        pytest.raises(LostSchedulerError, match=r"lost .*scheduler-connection-lost") as caught,
+        open_scheduler(cluster.address),
+    ):
+        work(slow)
+    killer.join()
+    assert caught.value.exit_code == 4
 
 
 def test_a_unit_that_kills_its_worker_is_named_and_takes_no_other_along(store, whole):

@@ -1,16 +1,20 @@
 """A map says what it was made of, and is made again to the same bytes."""
 
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
+from smgrid.cube.extend_map import extend_map
 from smgrid.cube.store import open_cube, write_cube
 from smgrid.cube.verify import verify
 from smgrid.errors import BundleError, IncompleteStoreError, StoreError
-from smgrid.export.replay import map_manifest, replay
+from smgrid.export.manifest import map_manifest
+from smgrid.export.replay import replay
 from smgrid.features.layout import get_layout
 from smgrid.inference.predict import predict
 from smgrid.models.bundle import load_ensemble, save_ensemble
@@ -156,3 +160,117 @@ def test_a_damaged_map_is_no_measure(folder, tmp_path):
     shard.write_bytes(content)
     with pytest.raises(StoreError, match="not what was written"):
         replay(folder / "sm.zarr", tmp_path / "again.zarr")
+
+
+def write_state(place, full, steps, warmer=0):
+    """A state of a cube: the first acquisitions, and the weather from 8 March on as it was then."""
+    cube = full.copy()
+    cube["base"] = cube["base"].to_dataset().isel(time=steps)
+    weather = cube["x9"].to_dataset()
+    days = weather.date >= np.datetime64("2021-03-08")
+    t2m = (weather.t2m + xr.where(days, np.float32(warmer), np.float32(0))).astype("f4")
+    cube["x9"] = weather.assign(
+        t2m=t2m.transpose(*weather.t2m.dims).assign_attrs(weather.t2m.attrs)
+    )
+    write_cube(cube, place, shard=8)
+
+
+def grow(folder, original, *states):
+    """Extend a map from one state of a cube after the other."""
+    times = ("2021-03-02T05:30", "2021-03-14T05:30", "2021-03-18T05:30")
+    full = make_cube(times=times, chunks=8)
+    ensemble = load_ensemble(original / "bundle")
+    for name, steps, warmer in states:
+        write_state(folder / name, full, steps, warmer)
+        how = {"ensemble_path": original / "bundle", "call": {}}
+        manifest = map_manifest(folder / name, ensemble, **how)
+        sm = predict(open_cube(folder / name), ensemble)
+        extend_map(sm, folder / "sm.zarr", shard=8, manifest=manifest)
+
+
+@pytest.fixture(scope="module")
+def grown(original, tmp_path_factory):
+    """A map of three dates, the last of which is of a later state of the cube; and both states."""
+    folder = tmp_path_factory.mktemp("grown")
+    grow(folder, original, ("old.zarr", [0, 1], 0), ("new.zarr", [0, 1, 2], 1))
+    return folder
+
+
+def test_dates_of_a_state_that_is_gone_are_not_said_to_differ(grown, tmp_path):
+    report = replay(grown / "sm.zarr", tmp_path / "a.zarr")
+    assert report.differing == ()
+    assert not report.ok
+    (span,) = report.others
+    # The weather of the window of 2 March is as it was, that of 14 March is not.
+    assert span.dates == "2021-03-02T05:30:00 to 2021-03-14T05:30:00"
+    assert span.missing == 0
+    assert span.shards // 2 <= span.agreeing < span.shards
+    assert report.compared > span.shards // 2 + 10  # metadata and coordinates as well
+    assert f"2021-03-18T05:30:00: replayed from {grown / 'new.zarr'} with the sums" in str(report)
+    assert f"not replayed, made from {grown / 'old.zarr'} with the sums" in str(report)
+    assert "which it is no more (a copy of that state can be given as cube=)" in str(report)
+    assert verify(tmp_path / "a.zarr").ok
+
+
+def test_a_copy_of_the_old_state_replays_its_dates(grown, tmp_path):
+    report = replay(grown / "sm.zarr", tmp_path / "a.zarr", cube=grown / "old.zarr")
+    assert report.differing == ()
+    assert not report.ok
+    (span,) = report.others
+    assert (span.dates[:10], span.agreeing, span.missing) == ("2021-03-18", 0, span.shards)
+    assert report.compared == 2 * span.shards
+    assert "are of dates that the cube does not have" in str(report)
+    assert "metadata and coordinates: not compared" in str(report)
+    made = manifest_of(tmp_path / "a.zarr")
+    assert (
+        made["map"]["cube"]["path"] == made["made_from"]["cube"]["path"] == str(grown / "old.zarr")
+    )
+    assert made["map"] | {"cube": {}} == manifest_of(grown / "sm.zarr")["map"] | {"cube": {}}
+
+
+def test_a_true_difference_of_a_grown_map_is_one(grown, tmp_path, monkeypatch):
+    from smgrid.export import replay as module
+
+    def other(cube, *args, **kwargs):
+        sm = predict(cube, *args, **kwargs).load()
+        sm["soil_moisture"][:, 0, 0] += 0.01
+        return sm
+
+    monkeypatch.setattr(module, "predict", other)
+    report = replay(grown / "sm.zarr", tmp_path / "a.zarr")
+    assert report.differing == ("soil_moisture/c/2/0/0",)
+    assert "1 differ" in str(report)
+
+
+def test_a_cube_in_none_of_the_states_is_refused(grown, tmp_path):
+    cube = make_cube(times=("2021-03-02T05:30",), chunks=8)
+    write_cube(cube, tmp_path / "cube.zarr", shard=8)
+    with pytest.raises(StoreError, match="is not what the map was made of") as error:
+        replay(grown / "sm.zarr", tmp_path / "a.zarr", cube=tmp_path / "cube.zarr")
+    for dates, state in (("2021-03-02T05:30:00 to 2021-03-14", "old"), ("2021-03-18", "new")):
+        assert re.search(rf"{dates}.* from {grown / state}.zarr with the sums", str(error.value))
+
+
+def test_dates_that_the_newest_cube_has_lost_are_no_difference(original, tmp_path):
+    """As where it was built anew, and its provider has withdrawn an acquisition."""
+    grow(tmp_path, original, ("old.zarr", [0, 1], 0), ("new.zarr", [1, 2], 0))
+    report = replay(tmp_path / "sm.zarr", tmp_path / "a.zarr")
+    assert report.differing == ()
+    (span,) = report.others
+    assert (span.agreeing, span.missing) == (span.shards // 2, span.shards // 2)
+    assert report.compared == span.shards // 2
+
+
+def test_dates_mended_from_another_state_cannot_be_replayed(grown, original, tmp_path):
+    store = shutil.copytree(grown / "sm.zarr", tmp_path / "sm.zarr")
+    (store / "soil_moisture/c/0/0/0").unlink()
+    ensemble = load_ensemble(original / "bundle")
+    how = {"ensemble_path": original / "bundle", "call": {}}
+    manifest = map_manifest(grown / "new.zarr", ensemble, **how)
+    extend_map(predict(open_cube(grown / "new.zarr"), ensemble), store, manifest=manifest)
+    report = replay(store, tmp_path / "a.zarr", cube=grown / "old.zarr")
+    first, last = report.others
+    assert (first.dates[:10], first.agreeing) == ("2021-03-02", first.shards)  # as it happens
+    assert "several states of the cube" in str(first)
+    assert last.dates[:10] == "2021-03-18"
+    assert report.compared == last.shards  # of 14 March
