@@ -1,12 +1,14 @@
 """The coordinates of a group on disk: grid and CRS, dates, text, and what identifies them."""
 
 import hashlib
-from collections.abc import Hashable
+import math
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
+from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 
 from smgrid.cube.encoding import ENCODING_ATTRS, json_attrs
@@ -16,6 +18,13 @@ from smgrid.grid import grid_coords, require_north_up
 CRS_NAME = "spatial_ref"
 TIME_DIMS = ("time", "date")
 _TOLERANCE = 1e-3  # of a pixel
+_UNITS = {
+    "metre": "metre",
+    "kilometre": "kilometre",
+    "foot": "foot",
+    "US survey foot": "US_survey_foot",
+}
+"""Names of UDUNITS for units of a CRS."""
 _TIME_ENCODING = {
     "units": "seconds since 1970-01-01",
     "calendar": "proleptic_gregorian",
@@ -76,10 +85,13 @@ def disk_coords(ds: xr.Dataset, grid: GeoBox | None, *, where: str) -> dict[Hash
             )
             raise StoreError(msg)
         if name != CRS_NAME:
-            coords[name] = _disk_coord(coord, axes.get(str(name)), where=where)
+            coords[name] = _disk_coord(coord, where=where)
     if grid is not None:
-        crs = axes[CRS_NAME].variable.copy()
-        coords[CRS_NAME] = xr.Variable((), crs.values, json_attrs(crs.attrs, where=where))
+        for dim in ("y", "x"):
+            coords[dim].attrs |= _axis_attrs(dim, grid)
+        crs = axes[CRS_NAME]
+        attrs = json_attrs(crs.attrs | _pole(crs.attrs), where=where)
+        coords[CRS_NAME] = xr.Variable((), crs.values, attrs)
     return coords
 
 
@@ -88,7 +100,7 @@ def bounds_of(ds: xr.Dataset) -> frozenset[Any]:
     return frozenset(c.attrs["bounds"] for c in ds.coords.values() if "bounds" in c.attrs)
 
 
-def _disk_coord(coord: xr.DataArray, axis: xr.DataArray | None, *, where: str) -> xr.Variable:
+def _disk_coord(coord: xr.DataArray, *, where: str) -> xr.Variable:
     dropped = ENCODING_ATTRS | {"crs"}  # odc-geo repeats the CRS on the axes
     attrs = {key: value for key, value in coord.attrs.items() if key not in dropped}
     encoding: dict[str, Any] = {"chunks": coord.shape} if coord.ndim else {}
@@ -103,8 +115,6 @@ def _disk_coord(coord: xr.DataArray, axis: xr.DataArray | None, *, where: str) -
         encoding["_FillValue"] = None  # CF: coordinates have no missing values
     if coord.name in TIME_DIMS:
         attrs |= {"standard_name": "time", "axis": "T"}
-    if axis is not None:
-        attrs |= _axis_attrs(str(coord.name), axis)
     attrs = json_attrs(attrs, where=f"{where}, {coord.name}")
     return xr.Variable(coord.dims, values, attrs, encoding)
 
@@ -120,20 +130,43 @@ def _as_text(values: npt.NDArray[Any], *, where: str) -> npt.NDArray[np.object_]
     return texts
 
 
-def _axis_attrs(name: str, axis: xr.DataArray) -> dict[str, Any]:
+def _axis_attrs(dim: str, grid: GeoBox) -> dict[str, Any]:
     """Return the CF names of an axis, and its resolution, which a single pixel cannot show."""
-    units = axis.attrs["units"]
-    if units.startswith("degree"):
-        standard = {"y": "latitude", "x": "longitude"}[name]
-    else:
-        standard = f"projection_{name}_coordinate"
-    resolution = axis.attrs["resolution"]
+    crs = require_north_up(grid)
+    standard = {"y": "latitude", "x": "longitude"}[dim]
+    if not crs.geographic:
+        standard = f"projection_{dim}_coordinate"
     return {
         "standard_name": standard,
-        "axis": name.upper(),
-        "units": units,
-        "resolution": resolution,
+        "axis": dim.upper(),
+        "units": _axis_units(dim, crs),
+        "resolution": getattr(grid.resolution, dim),
     }
+
+
+def _axis_units(dim: str, crs: CRS) -> str:
+    """Return the units of an axis as UDUNITS reads them.
+
+    Both axes of a CRS have one unit. It is not looked up by direction: in polar CRSs both axes
+    point north, or south.
+    """
+    axis = crs.proj.axis_info[0]
+    if axis.unit_name == "degree":
+        return {"y": "degrees_north", "x": "degrees_east"}[dim]
+    base = "radian" if crs.geographic else "metre"
+    return _UNITS.get(axis.unit_name, f"{axis.unit_conversion_factor!r} {base}")
+
+
+def _pole(attrs: Mapping[Any, Any]) -> dict[str, float]:
+    """Return what CF wants to know of a polar stereographic CRS, if PROJ has left it out.
+
+    PROJ says nothing of the pole where a standard parallel tells which one it is (CF-1.11,
+    appendix F, polar stereographic).
+    """
+    key = "latitude_of_projection_origin"
+    if attrs.get("grid_mapping_name") != "polar_stereographic" or key in attrs:
+        return {}
+    return {key: math.copysign(90.0, attrs["standard_parallel"])}
 
 
 def _check_dates(coord: xr.DataArray, *, where: str) -> Any:

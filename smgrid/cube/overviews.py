@@ -13,6 +13,7 @@ from smgrid.cube.finishing import SUMS
 from smgrid.cube.geozarr import FOLDER
 from smgrid.cube.linking import (
     OVERVIEWS_OF,
+    are_complete,
     drop_overviews,
     link,
     overview_grid,
@@ -27,6 +28,7 @@ from smgrid.cube.record import MANIFEST_KEY, TEMPLATE_KEY, StoreRecord, read_rec
 from smgrid.cube.reducing import Method, method_of, reduce_levels
 from smgrid.cube.storage import StorePath, explaining, normalise_path, open_store, read_json
 from smgrid.cube.store import WriteReport, check_attempts, write_cube
+from smgrid.cube.verify import require_sound
 from smgrid.errors import ConfigError, StoreError
 from smgrid.grid import grid_coords
 
@@ -50,9 +52,11 @@ def write_overviews(
     attributes are those of the map. Quantities are the mean of the map's valid pixels, bits of a
     mask are set where they hold in more than half of them; see `reduce_levels`.
 
-    The map is read shard by shard and its bytes stay as they are. Until the overviews are
-    complete, no metadata of the map tell of them; an interrupted call is finished by the next one.
-    Overviews of what the map held before are replaced, those that are there are kept.
+    The map is read shard by shard and its bytes stay as they are. It is verified first, which
+    reads it once more: a lost shard reads as missing values, and overviews of it would pass for
+    those of the map after it is mended. Until the overviews are complete, no metadata of the map
+    tell of them; an interrupted call is finished by the next one. Overviews of what the map held
+    before are replaced, those that are there are kept.
 
     Parameters
     ----------
@@ -73,11 +77,19 @@ def write_overviews(
     IncompleteStoreError
         The map is not complete.
     StoreError
-        The store is a cube of several grids, or none, or cannot be written.
+        The store is a cube of several grids, or none, or cannot be written, or a shard of the map
+        is missing or is not what was written.
     StoreInUseError
         Another process writes to the map.
     UnitsFailedError
         As `write_cube`.
+
+    Notes
+    -----
+    Open a level with ``open_map(path, level=4)``, or without smgrid with ``xr.open_zarr(path,
+    group="overviews/4")``. ``xr.open_datatree`` cannot open a map with its overviews as one tree:
+    there a group inherits the coordinates of the one above it, while ``y`` and ``x`` of each level
+    are its own.
     """
     check_attempts(attempts)
     if smallest < 1:
@@ -103,7 +115,10 @@ def _write(
     store: Store, record: StoreRecord, grid: GeoBox, factors: tuple[int, ...], **how: Any
 ) -> WriteReport:
     origin = _origin(store, record)
-    if not _is_of_use(store, origin, factors):
+    of_use = _is_of_use(store, origin, factors)
+    if not (of_use and are_complete(store)):
+        require_sound(store, record)
+    if not of_use:
         drop_overviews(store)
     tree = _overviews(open_groups(store, record)[""], grid, factors, tile=_tile(record))
     tree.attrs |= {"title": "Overviews of a map", OVERVIEWS_OF: origin}

@@ -153,6 +153,24 @@ def _check_links(store: Store, record: StoreRecord) -> Iterator[Problem]:
         yield Problem(ROOT_KEY, "changed", "", _UNLIKE)
 
 
+def require_sound(store: Store, record: StoreRecord) -> None:
+    """Raise unless a store, apart from its overviews, is what was written; see `verify`.
+
+    Raises
+    ------
+    StoreError
+        Something is missing or damaged.
+    """
+    problems = _verify_own(store, record).problems
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise StoreError(
+            f"{record.path} is damaged: {problems[0]}{more}, and what is made of it would be "
+            "wrong. `smgrid verify` lists the damage and `smgrid mend` deletes damaged shards; "
+            "write the same map to it again, which adds those that are missing"
+        )
+
+
 def _verify_own(store: Store, record: StoreRecord) -> VerifyReport:
     """Verify a store without the overviews that belong to it."""
     path = record.path

@@ -71,6 +71,7 @@ def find_pixel(
         px, py, said = x, y, f"x={x:.10g}, y={y:.10g}"
     elif lon is not None and lat is not None and x is None and y is None:
         px, py = _transform(lon, lat, WGS84, crs)
+        px = float(_nearest_turn(px, grid))
         said = f"lon={lon:.6g}, lat={lat:.6g}"
     else:
         msg = f"point: expected either x and y or lon and lat, got {x=}, {y=}, {lon=}, {lat=}"
@@ -139,7 +140,21 @@ def place_stations(stations: xr.DataArray, grid: GeoBox) -> tuple[Any, Any]:
         )
         raise ConfigError(msg)
     lon, lat = (stations[name].values.astype(np.float64) for name in ("longitude", "latitude"))
-    return transform_points(lon, lat, WGS84, require_north_up(grid))
+    x, y = transform_points(lon, lat, WGS84, require_north_up(grid))
+    return _nearest_turn(x, grid), y
+
+
+def _nearest_turn(x: Any, grid: GeoBox) -> Any:
+    """Return longitudes in the turn of the globe in which they are nearest to a geographic grid.
+
+    A grid that crosses the antimeridian goes on beyond 180, or begins below -180. Coordinates of
+    a projection stay as they are.
+    """
+    crs, box = require_north_up(grid), grid.boundingbox
+    if not crs.geographic:
+        return x
+    turn = 2 * np.pi / crs.proj.axis_info[0].unit_conversion_factor
+    return x - turn * np.round((x - (box.left + box.right) / 2) / turn)
 
 
 def flag_bits(attrs: Mapping[str, Any]) -> dict[str, int]:

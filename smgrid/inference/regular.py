@@ -34,6 +34,7 @@ Values = npt.NDArray[Any]
 _DAY = np.timedelta64(1, "D")
 _NO_VALUE = "input_missing"
 _DIMS = ("time", "y", "x")
+_TIME_ATTRS = {"long_name": "start of the step, UTC", "bounds": "time_bnds"}
 _ENDS = (
     pd.offsets.MonthEnd,
     pd.offsets.BusinessMonthEnd,
@@ -228,13 +229,17 @@ def _missing_bit(sm: xr.Dataset) -> int:
 def _coords(sm: xr.Dataset, edges: pd.DatetimeIndex) -> dict[Any, Any]:
     return {
         **{name: c for name, c in sm.coords.items() if "time" not in c.dims},
-        "time": ("time", edges[:-1].to_numpy(), {"bounds": "time_bnds"}),
+        "time": ("time", edges[:-1].to_numpy(), _TIME_ATTRS),
         "time_bnds": (("time", "nv"), np.stack([edges[:-1], edges[1:]], axis=1)),
     }
 
 
 def _attrs(period: str, value: Choice, max_age: float, correlation: float) -> dict[str, Any]:
+    carried = f", or a value that is up to {max_age:g} days old when the step ends"
     return {
+        "summary": f"Surface soil moisture in regular steps ({period}): the {value} of what an "
+        "ensemble of neural networks estimated for the Sentinel-1 acquisitions in each step"
+        f"{carried if max_age else ''}.",
         "smgrid_regular": period,
         "smgrid_regular_value": value,
         "smgrid_regular_max_age": float(max_age),

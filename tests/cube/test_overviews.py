@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as npst
 from odc.geo.geobox import GeoBox
 
 from smgrid.cube.inspect import inspect
+from smgrid.cube.linking import drop_overviews
 from smgrid.cube.lock import writing
 from smgrid.cube.overviews import overview_factors, write_overviews
 from smgrid.cube.reducing import reduce_levels
@@ -239,6 +240,47 @@ def damage(path):
     content = bytearray(path.read_bytes())
     content[5] ^= 1
     path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("how", "levels"), [("lost", "none"), ("damaged", "other"), ("another", "none")]
+)
+def test_overviews_are_never_made_of_a_damaged_map(odd_map, tmp_path, files_of, how, levels):
+    store = tmp_path / "sm.zarr"
+    small = odd_map.isel(y=slice(16), x=slice(16))
+    write_cube(small, store, shard=16)
+    write_overviews(store, smallest=8)
+    before = files_of(store)
+    if levels == "none":
+        drop_overviews(open_store(store, "write"))
+    start = files_of(store)
+    shard = store / "soil_moisture/c/0/0/0"
+    if how == "lost":
+        shard.unlink()
+    elif how == "damaged":
+        damage(shard)
+    else:  # can be decoded, but is of another date
+        shard.write_bytes((store / "soil_moisture/c/1/0/0").read_bytes())
+    with pytest.raises(StoreError, match=r"soil_moisture/c/0/0/0 \[.* `smgrid mend` .*same map"):
+        write_overviews(store, smallest=8 if levels == "none" else 4)
+    after = files_of(store)
+    assert {key for key in start if after.get(key) != start[key]} == {"soil_moisture/c/0/0/0"}
+    assert after.keys() <= start.keys()
+
+    drop_damaged(verify(store))
+    write_cube(small, store, shard=16)
+    write_overviews(store, smallest=8)
+    assert files_of(store) == before
+
+
+def test_overviews_that_are_there_need_nothing_of_the_map(store):
+    write_overviews(store, smallest=8)
+    (store / "soil_moisture/c/0/0/0").unlink()
+    assert write_overviews(store, smallest=8).written == 0
+    damage(store / "overviews/2/flags/c/1/0/1")
+    assert drop_damaged(verify(store)) == 1
+    with pytest.raises(StoreError, match="the shard is not there"):
+        write_overviews(store, smallest=8)
 
 
 def test_a_map_that_is_mended_has_its_overviews_again(store, odd_map, files_of):

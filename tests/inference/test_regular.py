@@ -263,6 +263,9 @@ def test_it_is_written_and_read_again_with_its_bounds(tmp_path):
     assert opened.time.attrs["bounds"] == "time_bnds"
     assert opened.soil_moisture.attrs["cell_methods"] == "time: mean"
     assert opened.attrs["smgrid_regular"] == "8D"
+    assert opened.time.attrs["long_name"] == "start of the step, UTC"
+    assert "regular steps (8D): the mean of" in opened.attrs["summary"]
+    assert "up to 8 days old when the step ends" in opened.attrs["summary"]
     assert verify(tmp_path / "r.zarr").ok
     # What was opened can be written and reduced again.
     write_cube(opened, tmp_path / "again.zarr", shard=16)
