@@ -1,6 +1,8 @@
 """Attributes and coordinates of exported files: CF-1.11 and ACDD-1.3, as far as the store tells."""
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import xarray as xr
 
 import smgrid
 from smgrid.cube.coords import CRS_NAME
+from smgrid.export.footprint import lonlat_extent
 from smgrid.export.stored import StoredMap, StoredVariable
 from smgrid.grid import require_north_up
 
@@ -33,6 +36,13 @@ _MAP = {
     "keywords": "soil moisture, Sentinel-1, neural network ensemble",
     "references": "Zhu, Dai, Liu, Yuan and Walker (2024), Remote Sens. Environ. 301:113944",
 }
+_REGULAR = {
+    "summary": (
+        "Surface soil moisture in regular steps, each made of the Sentinel-1 acquisitions in it or "
+        "before it, which were estimated by an ensemble of neural networks from backscatter, "
+        "vegetation, weather, soil and terrain; with their number and age."
+    )
+}
 
 _TIME = {
     "units": "seconds since 1970-01-01 00:00:00",
@@ -42,6 +52,7 @@ _TIME = {
 _COORDS = {
     "time": {"long_name": "start of the acquisition, UTC"},
     "date": {"long_name": "date, UTC"},
+    "step": {"long_name": "start of the step, UTC"},
     "platform": {"long_name": "satellite", "standard_name": "platform_name"},
     "orbit_state": {"long_name": "direction of flight"},
     "relative_orbit": {"long_name": "relative orbit number", "units": "1"},
@@ -68,6 +79,8 @@ def global_attrs(stored: StoredMap, *, form: str) -> dict[str, Any]:
     own = {str(key): value for key, value in stored.coords.attrs.items()}
     names = [variable.name for variable in stored.variables]
     about = _MAP if "soil_moisture" in names else {"summary": f"Gridded {', '.join(names)}."}
+    if about is _MAP and "smgrid_regular" in own:
+        about = _MAP | _REGULAR
     attrs = _DEFAULTS | about | {"source": _source(own)} | own
     line = f"smgrid {smgrid.__version__}: exported as {form} from a Zarr store"
     history = "\n".join(text for text in (str(own.get("history", "")), line) if text)
@@ -85,13 +98,13 @@ def _source(own: Mapping[str, Any]) -> str:
 
 
 def _extent(stored: StoredMap) -> dict[str, Any]:
-    box = stored.grid.geographic_extent.boundingbox
+    west, south, east, north = lonlat_extent(stored.grid)
     return {
-        "geospatial_lat_min": box.bottom,
-        "geospatial_lat_max": box.top,
+        "geospatial_lat_min": south,
+        "geospatial_lat_max": north,
         "geospatial_lat_units": "degrees_north",
-        "geospatial_lon_min": box.left,
-        "geospatial_lon_max": box.right,
+        "geospatial_lon_min": west,  # greater than the other across the antimeridian, says ACDD
+        "geospatial_lon_max": east,
         "geospatial_lon_units": "degrees_east",
         "geospatial_bounds_crs": _name(stored),
     }
@@ -104,27 +117,57 @@ def _name(stored: StoredMap) -> str:
 
 
 def _coverage(stored: StoredMap) -> dict[str, Any]:
-    times = stored.times
-    if times.empty:
+    if stored.times.empty:
         return {}
+    first, last = stored.span
     return {
-        "time_coverage_start": f"{times[0]:%Y-%m-%dT%H:%M:%SZ}",
-        "time_coverage_end": f"{times[-1]:%Y-%m-%dT%H:%M:%SZ}",
+        "time_coverage_start": f"{first:%Y-%m-%dT%H:%M:%SZ}",
+        "time_coverage_end": f"{last:%Y-%m-%dT%H:%M:%SZ}",
     }
 
 
-def stored_coord(coord: xr.DataArray) -> tuple[npt.NDArray[Any], dict[str, Any]]:
-    """Return the values of a coordinate as they are stored, and its attributes.
+@dataclass(frozen=True)
+class FileCoord:
+    """A coordinate as it is in a file."""
 
-    Dates are int64 seconds since 1970, text is of objects.
-    """
-    values = coord.values
-    attrs = _COORDS.get(str(coord.name), {}) | coord.attrs
+    name: str
+    dims: tuple[str, ...]
+    values: npt.NDArray[Any]
+    """Dates are int64 seconds since 1970, text is of objects."""
+    attrs: dict[str, Any]
+
+
+def file_coords(stored: StoredMap) -> list[FileCoord]:
+    """Return the coordinates of an export: axes, labels of dates, the CRS, bounds of steps."""
+    dims = {"y", "x", stored.time_dim}
+    return [
+        _file_coord(coord, stored.bounds)
+        for name, coord in stored.coords.coords.items()
+        if name == stored.bounds or set(coord.dims) <= dims
+    ]
+
+
+def _file_coord(coord: xr.DataArray, bounds: str | None) -> FileCoord:
+    name, values = str(coord.name), coord.values
+    is_step = bounds is not None and coord.attrs.get("bounds") == bounds
+    attrs = _COORDS.get("step" if is_step else name, {}) | coord.attrs
     if values.dtype.kind == "M":
-        return pd.DatetimeIndex(values).as_unit("s").asi8, attrs | _TIME
-    if values.dtype.kind in "OU":
-        return values.astype(object), attrs
-    return values.astype(values.dtype.newbyteorder("=")), attrs
+        values, attrs = pd.DatetimeIndex(values.ravel()).as_unit("s").asi8, attrs | _TIME
+    elif values.dtype.kind in "OU":
+        values = values.astype(object)
+    else:
+        values = values.astype(values.dtype.newbyteorder("="))
+    if name == bounds:
+        attrs = {}  # CF 7.1: those of the coordinate hold for its bounds
+    return FileCoord(name, tuple(map(str, coord.dims)), values.reshape(coord.shape), attrs)
+
+
+def json_text(value: Any) -> Any:
+    """Return an attribute as it is, or as JSON if it is no text, number or list of either."""
+    kinds = {type(part) for part in (value if isinstance(value, list) else [value])}
+    if isinstance(value, np.ndarray | np.generic) or kinds == {str}:
+        return value
+    return value if kinds and kinds <= {int, float} else json.dumps(value)
 
 
 def label_names(stored: StoredMap, variable: StoredVariable) -> list[str]:

@@ -14,6 +14,7 @@ from rasterio.windows import Window as RasterWindow
 import smgrid
 from smgrid.cube.progress import Progress, ProgressFunction
 from smgrid.cube.storage import StorePath
+from smgrid.export.attributes import json_text
 from smgrid.export.placing import IDENTITY, ExportReport, is_there, local_target, placing
 from smgrid.export.stored import StoredMap, StoredVariable, open_stored
 from smgrid.grid import require_north_up
@@ -57,7 +58,7 @@ def write_cogs(
     Raises
     ------
     ConfigError, StoreError
-        As `open_stored` and `smgrid.export.placing.is_there`.
+        As `open_stored` and `smgrid.export.placing.is_there`, or a shard of the store is damaged.
 
     Notes
     -----
@@ -172,6 +173,8 @@ def _describe(
     if position is not None:
         time = stored.times[position]
         tags |= {"TIFFTAG_DATETIME": f"{time:%Y:%m:%d %H:%M:%S}", "datetime": _stamp(time)}
+        if stored.ends is not None:
+            tags["end_datetime"] = _stamp(stored.ends[position])
     dst.update_tags(**tags)
 
 
@@ -182,4 +185,4 @@ def _stamp(time: pd.Timestamp) -> str:
 def _text(value: Any) -> str:
     if isinstance(value, list | tuple | np.ndarray):
         return " ".join(map(str, value))
-    return str(value)
+    return str(json_text(value))

@@ -1,7 +1,7 @@
 """An ensemble as a STAC Item of the Machine Learning Model extension."""
 
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 import pystac
@@ -36,6 +36,7 @@ def model_collection(
     name: str,
     *,
     form: Literal["bundle", "checkpoints"],
+    geometry: dict[str, Any],
     bbox: list[float],
     period: tuple[datetime, datetime],
 ) -> pystac.Collection:
@@ -51,9 +52,9 @@ def model_collection(
         Of the Collection; the Item is called by it and the digest.
     form
         What the files are.
-    bbox, period
-        Where (degrees) and when the model was applied; the Item has the period of the training
-        samples if the card tells it.
+    geometry, bbox, period
+        Where (GeoJSON, degrees) and when the model was applied; the Item has the period of the
+        training samples if the card tells it.
     """
     licence = str(ensemble.card.get("licence", "other"))
     collection = pystac.Collection(
@@ -65,7 +66,7 @@ def model_collection(
         license="other" if " " in licence else licence,
         extra_fields={"smgrid_licence": licence},
     )
-    item = _model_item(ensemble, name, bbox, period)
+    item = _model_item(ensemble, name, geometry, bbox, period)
     _add_assets(item, href, form)
     RasterExtension.ext(item.assets["model"], add_if_missing=True).apply(_bands(ensemble.layout))
     collection.add_item(item)
@@ -73,14 +74,16 @@ def model_collection(
 
 
 def _model_item(
-    ensemble: Ensemble, name: str, bbox: list[float], period: tuple[datetime, datetime]
+    ensemble: Ensemble,
+    name: str,
+    geometry: dict[str, Any],
+    bbox: list[float],
+    period: tuple[datetime, datetime],
 ) -> pystac.Item:
-    west, south, east, north = bbox
-    ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
     start, end = _training_period(ensemble) or period
     item = pystac.Item(
         f"{name}-{ensemble.digest[:12]}",
-        {"type": "Polygon", "coordinates": [ring]},
+        geometry,
         bbox,
         None,
         {

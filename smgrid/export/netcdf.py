@@ -8,17 +8,18 @@ from typing import Any, Literal
 
 import netCDF4
 import numpy as np
-import xarray as xr
 
 from smgrid.cube.progress import Progress, ProgressFunction
 from smgrid.cube.storage import StorePath
 from smgrid.errors import ConfigError
 from smgrid.export.attributes import (
     OF_STORED_TYPE,
+    FileCoord,
     array_attrs,
+    file_coords,
     global_attrs,
+    json_text,
     label_names,
-    stored_coord,
 )
 from smgrid.export.placing import IDENTITY, ExportReport, is_there, local_target, placing
 from smgrid.export.stored import StoredMap, StoredVariable, open_stored
@@ -67,7 +68,7 @@ def write_netcdf(
     Raises
     ------
     ConfigError, StoreError
-        As `open_stored` and `smgrid.export.placing.is_there`.
+        As `open_stored` and `smgrid.export.placing.is_there`, or a shard of the store is damaged.
 
     Notes
     -----
@@ -119,25 +120,27 @@ def _identity(path: Path) -> str | None:
 
 
 def _describe(nc: netCDF4.Dataset, stored: StoredMap, identity: str) -> None:
-    nc.setncatts({**global_attrs(stored, form="NetCDF"), IDENTITY: identity})
+    attrs = {**global_attrs(stored, form="NetCDF"), IDENTITY: identity}
+    nc.setncatts({key: json_text(value) for key, value in attrs.items()})
     sizes = dict(zip(("y", "x"), stored.grid.shape, strict=True))
     if stored.time_dim is not None:
         sizes = {stored.time_dim: len(stored.steps), **sizes}
+    coords = file_coords(stored)
+    for coord in coords:
+        sizes |= dict(zip(coord.dims, coord.values.shape, strict=True))
     for dim, size in sizes.items():
         nc.createDimension(dim, size)
-    for name, coord in stored.coords.coords.items():
-        if set(coord.dims) <= set(sizes):
-            _write_coord(nc, str(name), coord)
+    for coord in coords:
+        _write_coord(nc, coord)
     for variable in stored.variables:
         _create(nc, variable, labels=label_names(stored, variable))
 
 
-def _write_coord(nc: netCDF4.Dataset, name: str, coord: xr.DataArray) -> None:
-    values, attrs = stored_coord(coord)
-    kind: Any = str if values.dtype.kind == "O" else values.dtype
-    variable = nc.createVariable(name, kind, tuple(map(str, coord.dims)), fill_value=None)
-    variable.setncatts(attrs)
-    variable[...] = values
+def _write_coord(nc: netCDF4.Dataset, coord: FileCoord) -> None:
+    kind: Any = str if coord.values.dtype.kind == "O" else coord.values.dtype
+    variable = nc.createVariable(coord.name, kind, coord.dims, fill_value=None)
+    variable.setncatts({key: json_text(value) for key, value in coord.attrs.items()})
+    variable[...] = coord.values
 
 
 def _create(nc: netCDF4.Dataset, stored: StoredVariable, *, labels: Sequence[str]) -> None:
@@ -160,7 +163,7 @@ def _create(nc: netCDF4.Dataset, stored: StoredVariable, *, labels: Sequence[str
 
 def _typed(key: str, value: Any, stored: StoredVariable) -> Any:
     """Give limits and flags the type of the values on disk, as CF demands."""
-    return np.asarray(value, stored.dtype) if key in OF_STORED_TYPE else value
+    return np.asarray(value, stored.dtype) if key in OF_STORED_TYPE else json_text(value)
 
 
 def _fill(

@@ -1,5 +1,6 @@
 """Where an export goes: it appears complete or not at all, and never replaces other content."""
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -78,6 +79,13 @@ def is_there(target: Path, identity: str, read_identity: Callable[[Path], str | 
     what = "not an export of smgrid" if found is None else "the export of something else"
     msg = f"{target} exists already and is {what}; choose another place or remove it"
     raise StoreError(msg)
+
+
+def json_identity(path: Path) -> str | None:
+    """Return the digest in a JSON file, ``None`` if it has none; an error as `is_there` takes."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    found = content.get(IDENTITY) if isinstance(content, dict) else None
+    return found if isinstance(found, str) else None
 
 
 @contextmanager

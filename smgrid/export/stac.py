@@ -1,12 +1,13 @@
 """A static STAC catalog of a map: a Collection, an Item per acquisition, and the model beside."""
 
-import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from os import PathLike
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 import pystac
@@ -15,6 +16,7 @@ from pystac.extensions.datacube import DatacubeExtension, Dimension, Variable
 from pystac.extensions.projection import ProjectionExtension
 from pystac.extensions.raster import DataType, NoDataStrings, RasterBand, RasterExtension
 from pystac.extensions.sat import OrbitState, SatExtension
+from pystac.utils import make_relative_href
 
 import smgrid
 from smgrid.cube.record import MANIFEST_KEY
@@ -23,15 +25,16 @@ from smgrid.cube.template import digest_of
 from smgrid.errors import ConfigError
 from smgrid.export.attributes import global_attrs
 from smgrid.export.cog import PREFIX, cog_identity, cog_name
+from smgrid.export.footprint import lonlat_extent, lonlat_geometry
 from smgrid.export.mlm import model_collection
-from smgrid.export.placing import IDENTITY, is_there, local_target, placing
+from smgrid.export.placing import IDENTITY, is_there, json_identity, local_target, placing
 from smgrid.export.stored import StoredMap, StoredVariable, open_stored
 from smgrid.grid import require_north_up
 from smgrid.models.bundle import CARD_NAME, load_ensemble
+from smgrid.models.ensemble import Ensemble
 
 ZARR_TYPE = "application/vnd.zarr; version=3"
 _CATALOG = "catalog.json"
-_FOOTPRINT_POINTS = 10  # per edge, so that long edges follow the curve that they are in degrees
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,22 @@ class _Places:
     def manifest(self) -> str:
         """Link to the provenance in the store."""
         return f"{self.store}/{MANIFEST_KEY}"
+
+    def seen_from(self, target: Path) -> dict[str, Any]:
+        """Return the links as they will be in the catalog at `target`, wherever that is."""
+        return {
+            "store": _relative(self.store, target),
+            "cogs": {name: _relative(link, target) for name, link in self.cogs.items()},
+        }
+
+
+@dataclass(frozen=True)
+class _Model:
+    """The ensemble that a map was made with, and where it is."""
+
+    ensemble: Ensemble
+    folder: Path
+    link: str
 
 
 def write_stac(
@@ -82,12 +101,18 @@ def write_stac(
     Raises
     ------
     ConfigError
-        The folder of COGs lacks files of this map, or the ensemble is another than the map's.
+        The map has no dates, the folder of COGs lacks files of this map, or the ensemble is another
+        than the map's.
     StoreError
         Other content is at `out`, or as `open_stored`.
+
+    Notes
+    -----
+    Items of a regular product have the period of their step, and its start as ``datetime``. A
+    geometry across the antimeridian is cut there, and its bbox has west greater than east.
     """
     stored = open_stored(store)
-    if stored.time_dim is None:
+    if stored.times.empty:
         raise ConfigError(f"{stored.path} has no dates, expected a map of acquisitions")
     target = local_target(out, store=stored.path)
     files = {} if cogs is None else _find_cogs(stored, Path(cogs), prefix)
@@ -95,18 +120,18 @@ def write_stac(
         store=_link(stored.path, href_base),
         cogs={name: _link(str(path), href_base, folders=1) for name, path in files.items()},
     )
+    model = None if ensemble is None else _open_model(stored, str(ensemble), href_base)
     identity = digest_of(
         {
             "smgrid": smgrid.__version__,
             "map": stored.digest(list(stored.layers)),
-            "store": places.store,
-            "cogs": dict(places.cogs),
-            "ensemble": str(ensemble),
+            **places.seen_from(target),
+            "ensemble": model and [model.ensemble.digest, _relative(model.link, target)],
         }
     )
     if is_there(target, identity, _read_identity):
         return target / _CATALOG
-    catalog = _make_catalog(stored, places, ensemble, href_base, prefix)
+    catalog = _make_catalog(stored, places, model, prefix)
     catalog.extra_fields[IDENTITY] = identity
     catalog.normalize_hrefs(str(target))
     catalog.make_all_asset_hrefs_relative()
@@ -116,8 +141,12 @@ def write_stac(
 
 
 def _read_identity(path: Path) -> str | None:
-    found: str | None = json.loads((path / _CATALOG).read_text(encoding="utf-8")).get(IDENTITY)
-    return found
+    return json_identity(path / _CATALOG)
+
+
+def _relative(link: str, target: Path) -> str:
+    """Return a link as seen from the folder of the catalog; one to a URL is as it is."""
+    return make_relative_href(link, str(target), start_is_dir=True)
 
 
 def _find_cogs(stored: StoredMap, folder: Path, prefix: str) -> dict[str, Path]:
@@ -127,7 +156,12 @@ def _find_cogs(stored: StoredMap, folder: Path, prefix: str) -> dict[str, Path]:
         if not path.exists():
             msg = f"{folder} has no {path.name}; export all of the map to it first"
             raise ConfigError(msg)
-        if cog_identity(path) != stored.digest([(variable, position)]):
+        try:
+            found = cog_identity(path)
+        except (OSError, ValueError) as error:
+            msg = f"{path} cannot be read ({error}); remove it and export it anew"
+            raise ConfigError(msg) from error
+        if found != stored.digest([(variable, position)]):
             msg = f"{path} was not made from {stored.path} as it is now; export it anew"
             raise ConfigError(msg)
         files[path.name] = path
@@ -138,71 +172,66 @@ def _link(path: str, href_base: str | None, *, folders: int = 0) -> str:
     """Return the link to a path, with so many of its parent folders below `href_base`."""
     if href_base is None:
         return path
-    return "/".join([href_base.rstrip("/"), *path.rstrip("/").split("/")[-1 - folders :]])
+    parts = path.rstrip("/").split("/")[-1 - folders :]
+    # The parts of a URL are encoded already.
+    return "/".join([href_base.rstrip("/"), *(parts if "://" in path else map(quote, parts))])
 
 
 def _make_catalog(
-    stored: StoredMap,
-    places: _Places,
-    ensemble: str | PathLike[str] | None,
-    href_base: str | None,
-    prefix: str,
+    stored: StoredMap, places: _Places, model: _Model | None, prefix: str
 ) -> pystac.Catalog:
-    name = Path(stored.path).stem
+    # Of ids that are parts of links.
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(stored.path).stem).strip("-") or "map"
     attrs = global_attrs(stored, form="STAC")
     catalog = pystac.Catalog(name, str(attrs["summary"]), title=str(attrs["title"]))
     collection = _make_collection(stored, places, f"{name}-maps", attrs)
     catalog.add_child(collection)
     items = [_make_item(stored, p, places, name, prefix) for p in range(len(stored.steps))]
     collection.add_items(items)
-    if ensemble is not None:
-        models = _describe_ensemble(stored, str(ensemble), f"{name}-model", href_base)
+    if model is not None:
+        models = _describe_model(stored, model, f"{name}-model")
         catalog.add_child(models)
-        (model,) = models.get_items()
+        (described,) = models.get_items()
         for item in items:
-            item.add_link(pystac.Link(pystac.RelType.DERIVED_FROM, model, title="model"))
+            item.add_link(pystac.Link(pystac.RelType.DERIVED_FROM, described, title="model"))
     return catalog
 
 
-def _describe_ensemble(
-    stored: StoredMap, path: str, name: str, href_base: str | None
-) -> pystac.Collection:
-    model = load_ensemble(path)
+def _open_model(stored: StoredMap, path: str, href_base: str | None) -> _Model:
+    ensemble = load_ensemble(path)
     wanted = stored.coords.attrs.get("smgrid_ensemble")
-    if model.digest != wanted:
+    if ensemble.digest != wanted:
         msg = (
-            f"{path} has the digest {model.digest[:12]}, but {stored.path} was made with "
+            f"{path} has the digest {ensemble.digest[:12]}, but {stored.path} was made with "
             f"{str(wanted)[:12]}; give the bundle that it was made with"
         )
         raise ConfigError(msg)
     folder = Path(path).resolve()
-    _, bbox = _footprint(stored)
+    link = _link(str(folder), href_base) if folder.is_dir() else str(ensemble.card["origin"])
+    return _Model(ensemble, folder, link)
+
+
+def _describe_model(stored: StoredMap, model: _Model, name: str) -> pystac.Collection:
     return model_collection(
-        model,
-        _link(str(folder), href_base) if folder.is_dir() else str(model.card["origin"]),
+        model.ensemble,
+        model.link,
         name,
-        form="bundle" if (folder / CARD_NAME).exists() else "checkpoints",
-        bbox=bbox,
+        form="bundle" if (model.folder / CARD_NAME).exists() else "checkpoints",
+        geometry=lonlat_geometry(stored.grid),
+        bbox=list(lonlat_extent(stored.grid)),
         period=_period(stored),
     )
 
 
-def _footprint(stored: StoredMap) -> tuple[dict[str, Any], list[float]]:
-    shape = stored.grid.footprint("EPSG:4326", npoints=_FOOTPRINT_POINTS)
-    # A round trip makes lists of the coordinates' tuples.
-    return json.loads(json.dumps(shape.json)), list(shape.boundingbox.bbox)
-
-
 def _period(stored: StoredMap) -> tuple[datetime, datetime]:
-    first, last = (t.tz_localize("UTC").to_pydatetime() for t in stored.times[[0, -1]])
+    first, last = (moment.tz_localize("UTC").to_pydatetime() for moment in stored.span)
     return first, last
 
 
 def _make_collection(
     stored: StoredMap, places: _Places, name: str, attrs: Mapping[str, Any]
 ) -> pystac.Collection:
-    times = stored.times
-    _, bbox = _footprint(stored)
+    bbox = list(lonlat_extent(stored.grid))
     stated = stored.coords.attrs.get("license")
     collection = pystac.Collection(
         name,
@@ -213,7 +242,7 @@ def _make_collection(
         keywords=str(attrs.get("keywords", "gridded data")).split(", "),
     )
     cube = DatacubeExtension.ext(collection, add_if_missing=True)
-    cube.apply(_dimensions(stored, times), _variables(stored))
+    cube.apply(_dimensions(stored), _variables(stored))
     collection.add_asset("zarr", _zarr_asset(places))
     manifest = pystac.Asset(
         places.manifest, title="Provenance", media_type="application/json", roles=["metadata"]
@@ -226,19 +255,21 @@ def _make_collection(
 def _make_item(
     stored: StoredMap, position: int, places: _Places, name: str, prefix: str
 ) -> pystac.Item:
-    time = stored.times[position]
-    geometry, bbox = _footprint(stored)
+    one = stored.select([position])
+    start, end = _period(one)
     item = pystac.Item(
-        f"{name}_{time:%Y%m%dT%H%M%SZ}",
-        geometry,
-        bbox,
-        time.tz_localize("UTC").to_pydatetime(),
+        f"{name}_{start:%Y%m%dT%H%M%SZ}",
+        lonlat_geometry(stored.grid),
+        list(lonlat_extent(stored.grid)),
+        start,
         {key: stored.coords.attrs[key] for key in _own(stored)},
     )
+    if stored.ends is not None:
+        item.common_metadata.start_datetime, item.common_metadata.end_datetime = start, end
     _describe_orbit(item, stored.at(position))
     _describe_grid(item, stored)
     cube = DatacubeExtension.ext(item, add_if_missing=True)
-    cube.apply(_dimensions(stored, stored.times[[position]]), _variables(stored))
+    cube.apply(_dimensions(one), _variables(stored))
     item.add_asset("zarr", _zarr_asset(places))
     _describe_bands(item, "zarr", stored.variables)
     for variable in stored.variables:
@@ -281,15 +312,15 @@ def _describe_grid(item: pystac.Item, stored: StoredMap) -> None:
     )
 
 
-def _dimensions(stored: StoredMap, times: pd.DatetimeIndex) -> dict[str, Dimension]:
+def _dimensions(stored: StoredMap) -> dict[str, Dimension]:
     crs = require_north_up(stored.grid).proj
     system = crs.to_epsg(min_confidence=100) or crs.to_json_dict()
-    stamps = [f"{time:%Y-%m-%dT%H:%M:%SZ}" for time in times]
+    values, extent = ([_stamp(time) for time in times] for times in (stored.times, stored.span))
     found: dict[str, dict[str, Any]] = {
         str(stored.time_dim): {
             "type": "temporal",
-            "extent": [stamps[0], stamps[-1]],
-            "values": stamps,
+            "extent": extent,
+            "values": values,
         }
     }
     for axis in ("y", "x"):
@@ -302,6 +333,10 @@ def _dimensions(stored: StoredMap, times: pd.DatetimeIndex) -> dict[str, Dimensi
             "reference_system": system,
         }
     return {name: Dimension.from_dict(content) for name, content in found.items()}
+
+
+def _stamp(time: pd.Timestamp) -> str:
+    return f"{time:%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _variables(stored: StoredMap) -> dict[str, Variable]:

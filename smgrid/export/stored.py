@@ -15,13 +15,18 @@ import pandas as pd
 import xarray as xr
 import zarr
 from odc.geo.geobox import GeoBox
+from zarr.buffer import cpu
+from zarr.core.array import AsyncArray
+from zarr.storage import MemoryStore
+from zarr.storage import StorePath as ArrayPlace
 
 from smgrid.cube.checksums import SUMS_KEY, read_sums
 from smgrid.cube.coords import TIME_DIMS
 from smgrid.cube.encoding import ENCODING_ATTRS, array_encoding
 from smgrid.cube.record import read_record
+from smgrid.cube.shards import digest as sum_of
 from smgrid.cube.shards import shard_key
-from smgrid.cube.storage import StorePath, explaining, normalise_path, open_store
+from smgrid.cube.storage import StorePath, explaining, normalise_path, open_store, read_bytes
 from smgrid.cube.store import open_cube
 from smgrid.cube.template import digest_of
 from smgrid.errors import ConfigError, StoreError
@@ -32,11 +37,16 @@ from smgrid.windows import Period
 Window = tuple[slice, slice]
 """Rows and columns."""
 
+_FORM = 2  # what exports say about the same values; a higher number makes earlier ones others
+_BOOL_ATTRS = {"flag_values": [0, 1], "flag_meanings": "false true"}
+
 
 @dataclass(frozen=True)
 class StoredVariable:
     """One variable of a store, read as it is stored."""
 
+    path: str
+    """Of the store."""
     name: str
     dims: tuple[str, ...]
     """``("time", "y", "x")``, ``("date", "y", "x")`` or ``("y", "x")``."""
@@ -49,8 +59,9 @@ class StoredVariable:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Type on disk."""
-        return np.dtype(self.packing.dtype)
+        """Type on disk; truth values are bytes, since no form of export but Zarr has them."""
+        dtype = np.dtype(self.packing.dtype)
+        return np.dtype(np.uint8) if dtype.kind == "b" else dtype
 
     @property
     def missing(self) -> float | int | None:
@@ -77,10 +88,37 @@ class StoredVariable:
                 yield y, x
 
     def read(self, step: int | None, window: Window) -> npt.NDArray[Any]:
-        """Return the stored values (y, x) of a window of one date, ``None`` for static ones."""
+        """Return the stored values (y, x) of one of `windows`, of one date or ``None``.
+
+        Raises
+        ------
+        StoreError
+            The bytes of the shard are not those that were written.
+        """
+        edges = self.array.shards or self.array.chunks
         where = window if step is None else (step, *window)
-        values: Any = self.array[where]
-        return np.asarray(values)
+        starts = (part.start if isinstance(part, slice) else part for part in where)
+        index = tuple(start // edge for start, edge in zip(starts, edges, strict=True))
+        values: Any = self._shard(index)[where]
+        return np.asarray(values).astype(self.dtype, copy=False)
+
+    def _shard(self, index: tuple[int, ...]) -> zarr.Array[Any]:
+        """Return the array with one shard only, in memory: what is decoded is what was checked."""
+        key = shard_key(self.array.path, index)
+        content = read_bytes(self.array.store, key)
+        step, tile = _split_index(index)
+        if content is None or sum_of(content) != self.sums[step][tile]:
+            what = "is not there" if content is None else "is not what was written to it"
+            msg = (
+                f"{self.path}: the shard {key} {what}, so that an export would be wrong; "
+                "`smgrid verify` lists what is damaged and `smgrid mend` deletes it; write the "
+                "same data to the store again, which adds what is missing, then export"
+            )
+            raise StoreError(msg)
+        memory = MemoryStore({key: cpu.Buffer.from_bytes(content)})
+        place = ArrayPlace(memory, self.array.path)
+        alone: Any = AsyncArray(metadata=self.array.metadata, store_path=place)
+        return zarr.Array(alone)
 
     def digest(self, step: int | None) -> str:
         """Return what identifies the values of one date: the sums of the shards they are in."""
@@ -106,6 +144,27 @@ class StoredMap:
     def times(self) -> pd.DatetimeIndex:
         """Selected dates, UTC."""
         return pd.DatetimeIndex([] if self.time_dim is None else self.coords[self.time_dim].values)
+
+    @property
+    def bounds(self) -> str | None:
+        """Name of the coordinate that holds both ends of the steps of a regular product."""
+        if self.time_dim is None:
+            return None
+        name = self.coords[self.time_dim].attrs.get("bounds")
+        return str(name) if name in self.coords.coords else None
+
+    @property
+    def ends(self) -> pd.DatetimeIndex | None:
+        """When the selected steps of a regular product end, UTC; ``None`` for acquisitions."""
+        return (
+            None if self.bounds is None else pd.DatetimeIndex(self.coords[self.bounds].values[:, 1])
+        )
+
+    @property
+    def span(self) -> tuple[pd.Timestamp, pd.Timestamp]:
+        """First and last moment of the selected dates, UTC; there must be one."""
+        last = self.times if self.ends is None else self.ends
+        return self.times[0], last[-1]
 
     @property
     def layers(self) -> Iterator[tuple[StoredVariable, int | None]]:
@@ -134,6 +193,7 @@ class StoredMap:
         """Return what identifies the content of an export of these layers."""
         return digest_of(
             {
+                "form": _FORM,
                 "crs": require_north_up(self.grid).to_wkt(),
                 "transform": [float(number) for number in self.grid.affine[:6]],
                 "shape": list(self.grid.shape),
@@ -143,6 +203,7 @@ class StoredMap:
                         "name": variable.name,
                         "attrs": {key: str(value) for key, value in variable.attrs.items()},
                         "time": None if p is None else str(self.times[p]),
+                        "end": None if p is None or self.ends is None else str(self.ends[p]),
                         "coords": {key: str(value) for key, value in self.at(p).items()},
                         "values": variable.digest(None if p is None else self.steps[p]),
                     }
@@ -262,11 +323,13 @@ def _open_variables(path: str, group: str, names: Sequence[str]) -> Iterator[Sto
         if not isinstance(array, zarr.Array):
             msg = f"{path}: {name} is no array; copy the store again"
             raise StoreError(msg)
+        known = _BOOL_ATTRS if array.dtype.kind == "b" else {}
         yield StoredVariable(
+            path=path,
             name=name,
             dims=tuple(arrays[name]["dims"]),
             packing=Packing(**arrays[name]["packing"]),
-            attrs={k: v for k, v in array.attrs.items() if k not in ENCODING_ATTRS},
+            attrs=known | {k: v for k, v in array.attrs.items() if k not in ENCODING_ATTRS},
             array=array,
             sums=_shard_sums(path, sums, f"{group}/{name}" if group else name, array),
         )
@@ -286,9 +349,15 @@ def _shard_sums(
                 "from one of other values; copy the store again"
             )
             raise StoreError(msg)
-        step, tile = (index[0], index[1:]) if len(index) == 3 else (0, index)
-        found.setdefault(step, {})[str(tile)] = sums[key]
+        step, tile = _split_index(index)
+        found.setdefault(step, {})[tile] = sums[key]
     return found
+
+
+def _split_index(index: tuple[int, ...]) -> tuple[int, str]:
+    """Return where the sum of a shard is: by index along the dates and by tile."""
+    step, tile = (index[0], index[1:]) if len(index) == 3 else (0, index)
+    return step, str(tile)
 
 
 def _parts(size: int, edge: int) -> Iterator[slice]:

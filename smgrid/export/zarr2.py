@@ -1,6 +1,5 @@
 """Zarr format 2 for tools that cannot read format 3: GDAL, QGIS and the netCDF library."""
 
-import json
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -12,8 +11,15 @@ import zarr
 
 from smgrid.cube.progress import Progress, ProgressFunction
 from smgrid.cube.storage import StorePath
-from smgrid.export.attributes import array_attrs, global_attrs, label_names, stored_coord
-from smgrid.export.placing import IDENTITY, ExportReport, is_there, local_target, placing
+from smgrid.export.attributes import array_attrs, file_coords, global_attrs, label_names
+from smgrid.export.placing import (
+    IDENTITY,
+    ExportReport,
+    is_there,
+    json_identity,
+    local_target,
+    placing,
+)
 from smgrid.export.stored import StoredMap, StoredVariable, open_stored
 from smgrid.grid import require_north_up
 
@@ -53,13 +59,17 @@ def write_zarr2(
     Raises
     ------
     ConfigError, StoreError
-        As `open_stored` and `smgrid.export.placing.is_there`.
+        As `open_stored` and `smgrid.export.placing.is_there`, or a shard of the store is damaged.
 
     Notes
     -----
     Values are the stored counts in chunks of 256 x 256 pixels of one date, with consolidated
     metadata. The CRS is there as CF grid mapping and as GDAL's ``_CRS``. Memory depends on the
     shard of the store alone.
+
+    GDAL derives the georeferencing from the distances between coordinates, and no attribute tells
+    it otherwise: of a map with one row or one column it knows the CRS but not the place. Use COG
+    or NetCDF for such a map; xarray reads it correctly.
     """
     stored = open_stored(store, group=group, variables=variables, dates=dates)
     target = local_target(out, store=stored.path)
@@ -81,19 +91,16 @@ def write_zarr2(
 
 
 def _identity(path: Path) -> str | None:
-    found: str | None = json.loads((path / ".zattrs").read_text(encoding="utf-8")).get(IDENTITY)
-    return found
+    return json_identity(path / ".zattrs")
 
 
 def _write_coords(root: zarr.Group, stored: StoredMap) -> None:
-    for name, coord in stored.coords.coords.items():
-        if not set(coord.dims) <= {"y", "x", stored.time_dim}:
-            continue
-        values, attrs = stored_coord(coord)
+    for coord in file_coords(stored):
+        values, attrs = coord.values, coord.attrs
         if values.dtype.kind == "O":
             values, attrs = _fixed_width(values), attrs | {"_Encoding": "utf-8"}
         array = root.create_array(
-            str(name),
+            coord.name,
             shape=values.shape,
             chunks=tuple(max(1, size) for size in values.shape),
             dtype=values.dtype,

@@ -20,9 +20,12 @@ from shapely.geometry import Point, shape
 from stac_validator.validate import StacValidate
 
 from smgrid.errors import ConfigError, StoreError
+from smgrid.export.attributes import global_attrs
 from smgrid.export.cog import write_cogs
 from smgrid.export.stac import write_stac
+from smgrid.export.stored import open_stored
 from smgrid.features.layout import get_layout
+from smgrid.grid import grid_coords, make_grid
 from smgrid.models.bundle import save_ensemble
 from smgrid.models.densesm import DenseSM
 from tests.export.maps import MEANINGS, counts, make_map, write_map
@@ -270,8 +273,69 @@ def test_the_same_again_does_nothing_and_other_content_is_refused(place, tmp_pat
         write_stac(place / "soil_moisture.zarr", place / "stac")
     assert {p: p.stat().st_mtime_ns for p in (place / "stac").rglob("*")} == before
     (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "catalog.json").write_text("[]")
     with pytest.raises(StoreError, match="mine exists already and is not an export"):
         write_stac(place / "soil_moisture.zarr", tmp_path / "mine")
+
+
+def test_the_same_again_from_elsewhere_does_nothing(place, tmp_path, monkeypatch):
+    """Paths as they are typed, or where all of it lies together, make no other catalog."""
+    moved = shutil.copytree(place, tmp_path / "moved")
+    before = (moved / "stac" / "catalog.json").stat().st_mtime_ns
+    monkeypatch.chdir(moved)
+    write_stac("soil_moisture.zarr", "stac", cogs="cogs", ensemble="ensemble")
+    monkeypatch.chdir(tmp_path)
+    chosen = {"cogs": "moved/../moved/cogs", "ensemble": moved / "ensemble"}
+    write_stac("moved/soil_moisture.zarr", "moved/stac", **chosen)
+    assert (moved / "stac" / "catalog.json").stat().st_mtime_ns == before
+    shutil.copytree(moved / "cogs", moved / "others")
+    with pytest.raises(StoreError, match="the export of something else"):
+        write_stac("moved/soil_moisture.zarr", "moved/stac", **chosen | {"cogs": "moved/others"})
+
+
+def test_across_the_antimeridian(tmp_path):
+    sm = make_map((30, 40), times=("2024-01-05T17:23:12",))
+    here = make_grid((179.8, -17, 180, -16.8), resolution=1000)[:30, :40]
+    ensemble = make_ensemble(((1, 8),), layout="smgrid-1")
+    save_ensemble(ensemble, tmp_path / "ensemble")
+    sm = sm.drop_vars("spatial_ref").assign_coords(grid_coords(here))
+    path = write_map(sm.assign_attrs(smgrid_ensemble=ensemble.digest), tmp_path / "map.zarr")
+    catalog = write_stac(path, tmp_path / "stac", ensemble=tmp_path / "ensemble")
+    items = list(pystac.Catalog.from_file(catalog).get_items(recursive=True))
+    (collection,) = {item.get_collection() for item in items[:1]}
+    for west, _, east, _ in (*(i.bbox for i in items), *collection.extent.spatial.bboxes):
+        assert 179.7 < west < 180
+        assert -180 < east < -179.7
+    assert len(items) == 2
+    assert all(shape(item.geometry).area < 0.2 for item in items)
+    attrs = global_attrs(open_stored(path), form="NetCDF")
+    assert attrs["geospatial_lon_min"] == pytest.approx(items[0].bbox[0])
+    assert attrs["geospatial_lon_max"] == pytest.approx(items[0].bbox[2])
+
+
+def test_links_below_a_url_are_encoded(tmp_path):
+    sm = make_map((20, 30), times=("2024-01-05T17:23:12",))[["flags"]]
+    path = write_map(sm, tmp_path / "m p ü#1.zarr")
+    write_cogs(path, tmp_path / "c o")
+    chosen = {"href_base": "https://example.org/my%20data/", "cogs": tmp_path / "c o"}
+    catalog = pystac.Catalog.from_file(write_stac(path, tmp_path / "stac", **chosen))
+    (item,) = catalog.get_items(recursive=True)
+    base = "https://example.org/my%20data"
+    assert item.assets["zarr"].href == f"{base}/m%20p%20%C3%BC%231.zarr"
+    assert item.assets["flags"].href == f"{base}/c%20o/sm_20240105T172312Z_flags.tif"
+
+
+def test_a_map_without_dates(tmp_path):
+    path = write_map(make_map((20, 30)).isel(time=[]), tmp_path / "map.zarr")
+    with pytest.raises(ConfigError, match=r"map\.zarr has no dates"):
+        write_stac(path, tmp_path / "stac")
+
+
+def test_a_cog_that_is_none(place, tmp_path):
+    cogs = shutil.copytree(place / "cogs", tmp_path / "cogs")
+    (cogs / "sm_20240117T054107Z_flags.tif").write_text("mine")
+    with pytest.raises(ConfigError, match=r"sm_20240117T054107Z_flags\.tif cannot be read"):
+        write_stac(place / "soil_moisture.zarr", tmp_path / "stac", cogs=cogs)
 
 
 def test_cogs_and_models_of_something_else(place, tmp_path):

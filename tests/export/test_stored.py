@@ -1,16 +1,23 @@
 """What every export refuses, whatever its form, and that a killed one looks like nothing."""
 
+import json
+import shutil
 import signal
 import subprocess
 import sys
 
+import netCDF4
+import numpy as np
 import pytest
+import rasterio
+import xarray as xr
 
 from smgrid.cube.store import write_cube
 from smgrid.errors import ConfigError, IncompleteStoreError, StoreError, StoreInUseError
 from smgrid.export.cog import write_cogs
 from smgrid.export.netcdf import write_netcdf
 from smgrid.export.placing import placing
+from smgrid.export.stac import write_stac
 from smgrid.export.stored import open_stored
 from smgrid.export.zarr2 import write_zarr2
 from tests.cubes import make_cube
@@ -79,6 +86,89 @@ def test_a_store_without_sums_is_refused(tmp_path):
     (path / "_smgrid" / "sha256sums").write_text("")
     with pytest.raises(StoreError, match="sha256sums does not know soil_moisture/c/0/0/0"):
         open_stored(path)
+
+
+def _cut(content):
+    return content[: len(content) // 2]
+
+
+def _flip(content):
+    at = len(content) // 2
+    return content[:at] + bytes([content[at] ^ 0xFF]) + content[at + 1 :]
+
+
+@every_form
+@pytest.mark.parametrize(
+    ("damage", "what"),
+    [(None, "is not there"), (_flip, "is not what was"), (_cut, "is not what was")],
+)
+def test_a_damaged_shard_is_no_export(tmp_path, form, damage, what):
+    path, out = write_map(make_map((40, 50)), tmp_path / "map.zarr"), tmp_path / OUT[form]
+    shard = path / "flags" / "c" / "1" / "0" / "0"
+    sound = shard.read_bytes()
+    shard.unlink() if damage is None else shard.write_bytes(damage(sound))
+    with pytest.raises(StoreError, match=f"the shard flags/c/1/0/0 {what}.*`smgrid mend`"):
+        WRITERS[form](path, out, variables=["flags"])
+    written = [p.name for p in tmp_path.rglob("*.tif")]
+    assert written == (["sm_20240105T172312Z_flags.tif"] if form == "cog" else [])
+    assert form == "cog" or not out.exists()
+    shard.write_bytes(sound)
+    report = WRITERS[form](path, out, variables=["flags"])
+    assert len(report.kept) == len(written)
+
+
+def test_a_damaged_shard_of_many_dates(cube, tmp_path):
+    path = shutil.copytree(cube, tmp_path / "cube.zarr")
+    shard = path / "x9" / "t2m" / "c" / "0" / "0" / "0"
+    shard.write_bytes(_flip(shard.read_bytes()))
+    with pytest.raises(StoreError, match="the shard x9/t2m/c/0/0/0 is not what was"):
+        write_netcdf(path, tmp_path / "x9.nc", group="x9")
+
+
+def test_an_export_of_another_form_is_not_kept(store, tmp_path, monkeypatch):
+    chosen = {"variables": ["flags"], "dates": ("2024-01-05", "2024-01-05")}
+    with monkeypatch.context() as patch:
+        patch.setattr("smgrid.export.stored._FORM", 1)
+        write_netcdf(store, tmp_path / "sm.nc", **chosen)
+    with pytest.raises(StoreError, match="is the export of something else"):
+        write_netcdf(store, tmp_path / "sm.nc", **chosen)
+
+
+def test_truth_values_are_bytes_with_meanings(tmp_path):
+    sm = make_map((20, 30), times=("2024-01-05T17:23:12",))
+    wet = (sm["soil_moisture"] > 0.3).drop_attrs()
+    path = write_map(sm[["flags"]].assign(wet=wet), tmp_path / "map.zarr")
+    for form, write in WRITERS.items():
+        write(path, tmp_path / OUT[form])
+    with netCDF4.Dataset(tmp_path / "sm.nc") as nc:
+        assert nc["wet"].dtype == np.uint8
+        assert nc["wet"].flag_meanings == "false true"
+        assert nc["wet"].flag_values.tolist() == [0, 1]
+        np.testing.assert_array_equal(nc["wet"][:], wet)
+    found = xr.open_zarr(tmp_path / "v2.zarr")["wet"]
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, wet)
+    with rasterio.open(tmp_path / "cogs" / "sm_20240105T172312Z_wet.tif") as src:
+        np.testing.assert_array_equal(src.read(1), wet[0])
+    assert write_stac(path, tmp_path / "stac", cogs=tmp_path / "cogs").exists()
+
+
+ODD = {"a": True, "b": None, "c": {"x": [1, "ü"]}, "d": [], "e": [1, 2.5], "f": ["p", "q"]}
+
+
+@every_form
+def test_attributes_that_no_file_holds_are_json(tmp_path, form):
+    sm = make_map((20, 30), times=("2024-01-05T17:23:12",))[["flags"]].assign_attrs(ODD)
+    sm["flags"].attrs |= ODD
+    sm["platform"].attrs |= ODD
+    WRITERS[form](write_map(sm, tmp_path / "map.zarr"), tmp_path / OUT[form])
+    if form == "netcdf":
+        with netCDF4.Dataset(tmp_path / "sm.nc") as nc:
+            for owner in (nc, nc["flags"], nc["platform"]):
+                found = {key: owner.getncattr(key) for key in ODD}
+                assert json.loads(found["c"]) == ODD["c"]
+                assert [found[key] for key in "abd"] == ["true", "null", "[]"]
+                assert (found["e"].tolist(), found["f"]) == ([1, 2.5], ["p", "q"])
 
 
 def test_days_are_inclusive(store):

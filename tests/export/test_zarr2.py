@@ -95,8 +95,11 @@ def test_the_same_again_does_nothing_and_other_content_is_refused(store, path, t
         write_zarr2(store, path, variables=["flags"])
     assert {p: p.stat().st_mtime_ns for p in path.rglob("*")} == before
     (tmp_path / "mine").mkdir()
-    with pytest.raises(StoreError, match="mine exists already and is not an export"):
-        write_zarr2(store, tmp_path / "mine")
+    for content in (None, "[]", '{"smgrid_export": 1}'):
+        if content is not None:
+            (tmp_path / "mine" / ".zattrs").write_text(content)
+        with pytest.raises(StoreError, match="mine exists already and is not an export"):
+            write_zarr2(store, tmp_path / "mine")
 
 
 def test_a_grid_of_a_cube(tmp_path):
