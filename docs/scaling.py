@@ -17,10 +17,10 @@ REQUEST_PX = 512 * 512  # a block of a cloud-optimised GeoTIFF
 SHARDS_PER_UNIT = 3  # vv, vh and angle; mean, spread and flags
 
 # Measured; `scaling.md` says where each comes from.
-MAP_PX_DATES_PER_CPU_S = 14_500.0
+MAP_PX_DATES_PER_CPU_S = 16_600.0
 READ_FINE_PX_PER_CPU_S = 8 * 5000**2 / 4.7
 BUILD_OVERHEAD = 1.05
-DRIVER_S_PER_UNIT = 0.85e-3
+DRIVER_S_PER_UNIT = 0.68e-3
 SCENE_BYTES_PER_PX_DATE = 2.5
 MAP_BYTES_PER_PX_DATE = 2.5
 STATIC_BYTES_PER_PX = 7 * 1.6

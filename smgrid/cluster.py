@@ -21,6 +21,7 @@ from typing import Any
 
 import dask
 from dask.system import CPU_COUNT
+from dask.utils import parse_bytes
 from distributed import Client, LocalCluster, WorkerPlugin
 from distributed.client import ClosedClientError
 from distributed.comm.core import CommClosedError
@@ -56,6 +57,12 @@ _PACKAGES = {
     "slurm": "dask_jobqueue",
     "kubernetes": "dask_kubernetes.operator",
     "gateway": "dask_gateway",
+}
+_EXPECTED = {
+    "workers": "a whole number above 0",
+    "cores": "a whole number above 0",
+    "wait": "seconds above 0",
+    "memory": "a size such as 4GiB",
 }
 _ANY_PORT = {"dashboard_address": "127.0.0.1:0"}  # of the dashboard: jobs run beside each other
 _LOCAL = {"dashboard_address", "host", "local_directory"}
@@ -110,12 +117,13 @@ def open_scheduler(scheduler: str, *, options: Options | None = None) -> Iterato
     StoreError
         The scheduler was lost, or had no worker for too long, while the block computed with it.
     """
-    kind, chosen = _parse(scheduler, options or {})
+    kind, given = _parse(scheduler, options or {})
+    chosen = _checked(kind, given)
     if kind in {"threads", "synchronous"}:
         with dask.config.set(scheduler=kind, **chosen):
             yield None
         return
-    wait = float(chosen.pop("wait", 120 if kind == "local" else _WAIT_S))
+    wait = chosen.pop("wait", 120 if kind == "local" else _WAIT_S)
     with ExitStack() as stack:
         stack.enter_context(dask.config.set({**_SCHEDULER, _PATIENCE: f"{wait:g}s"}))
         client = _OPENERS[kind](stack, chosen)
@@ -171,8 +179,35 @@ def _parse(scheduler: str, options: Options) -> tuple[str, dict[str, Any]]:
     return kind, {**options, **given}
 
 
+def _checked(kind: str, options: Options) -> dict[str, Any]:
+    """Return the options with their numbers read; refuse what is none."""
+    checked = dict(options)
+    own = {"cores", "memory"} if kind == "gateway" else set()  # its server says what they are
+    for name in (_EXPECTED.keys() & options.keys()) - own:
+        try:
+            checked[name] = _read_number(kind, name, options[name])
+        except (TypeError, ValueError, OverflowError) as cause:
+            msg = f"scheduler: {name} is {options[name]!r}, expected {_EXPECTED[name]}"
+            raise ConfigError(msg) from cause
+    return checked
+
+
+def _read_number(kind: str, name: str, value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError
+    if name == "memory":
+        # Left as it is: each kind of cluster reads it in its own way.
+        if not (kind == "local" and value in ("auto", None)) and parse_bytes(str(value)) < 0:
+            raise ValueError
+        return value
+    number = float(value)
+    if not 0 < number < math.inf or (name != "wait" and not number.is_integer()):
+        raise ValueError
+    return number if name == "wait" else int(number)
+
+
 def _open_local(stack: ExitStack, options: dict[str, Any]) -> Client:
-    workers = int(options.pop("workers", CPU_COUNT))
+    workers = options.pop("workers", CPU_COUNT)
     memory = options.pop("memory", "auto")
     if unknown := options.keys() - _LOCAL:  # LocalCluster would hand them to processes that fail
         msg = f"scheduler: an option is not understood: {', '.join(sorted(unknown))}"
@@ -200,12 +235,12 @@ def _open_running(stack: ExitStack, options: dict[str, Any]) -> Client:
 
 
 def _open_slurm(stack: ExitStack, options: dict[str, Any]) -> Client:
-    workers = int(options.pop("workers", 1))
+    workers = options.pop("workers", 1)
     cluster = slurm_cluster(options)
     client = _client_of(stack, cluster)
     cluster.scale(workers)
     # Which alone submits no job for one that has ended.
-    jobs = math.ceil(workers / int(options.get("cores", 1)))
+    jobs = math.ceil(workers / options.get("cores", 1))
     cluster.adapt(Adaptive=Replacing, interval=_LOOK, minimum_jobs=jobs, maximum_jobs=jobs)
     return client
 
@@ -302,7 +337,7 @@ def kubernetes_spec(options: Options) -> dict[str, Any]:
     spec: dict[str, Any] = _made(
         _import("kubernetes").make_cluster_spec,
         given,
-        n_workers=int(given.pop("workers")),
+        n_workers=given.pop("workers"),
         resources={"requests": size, "limits": size},
         env={**ONE_THREAD, **_SCHEDULER_ENV, **given.pop("env", {})},
         worker_command="dask-worker --nthreads 1",
@@ -312,7 +347,7 @@ def kubernetes_spec(options: Options) -> dict[str, Any]:
 
 def _open_gateway(stack: ExitStack, options: dict[str, Any]) -> Client:
     module = _import("gateway")
-    workers = int(options.pop("workers", 1))
+    workers = options.pop("workers", 1)
     places = {
         key: options.pop(key) for key in ("address", "proxy_address", "auth") if key in options
     }

@@ -196,7 +196,9 @@ def nested_offset(base: GeoBox, coarse: GeoBox) -> NestedOffset:
     require_north_up(base)
     require_north_up(coarse)
     if base.crs != coarse.crs:
-        raise GridError(f"nested grids share one CRS, found {base.crs} and {coarse.crs}")
+        raise GridError(
+            f"nested grids share one CRS, found {crs_name(base.crs)} and {crs_name(coarse.crs)}"
+        )
     factor = round(coarse.resolution.x / base.resolution.x)
     x = (base.boundingbox.left - coarse.boundingbox.left) / base.resolution.x
     y = (base.boundingbox.top - coarse.boundingbox.top) / base.resolution.y
@@ -323,7 +325,15 @@ def _lattice_index(edge: float, step: float) -> tuple[int, float]:
 
 
 def _describe(grid: GeoBox) -> str:
-    return f"grid of {grid.shape.y} x {grid.shape.x} pixels of {grid.resolution.x} in {grid.crs}"
+    size = f"{grid.shape.y} x {grid.shape.x} pixels of {grid.resolution.x}"
+    return f"grid of {size} in {crs_name(grid.crs)}"
+
+
+def crs_name(crs: CRS | None) -> str:
+    """Name a CRS in a message: by its EPSG code if it has one, never by its whole definition."""
+    if crs is None:
+        return "no CRS"
+    return str(crs.proj.name) if crs.epsg is None else f"EPSG:{crs.epsg}"
 
 
 @lru_cache(maxsize=128)

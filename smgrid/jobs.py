@@ -18,7 +18,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from smgrid import __version__
 from smgrid.cube.inspect import inspect
@@ -49,6 +50,14 @@ class JobConfig(BaseModel):
     )
     cluster: dict[str, Any] = Field({}, description="options of the scheduler, see open_scheduler")
     summary: Path | None = Field(None, description="JSON file to write, default beside the store")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_no_path(cls, value: object) -> object:
+        """Refuse texts that are no path; an empty one would be the working folder."""
+        if isinstance(value, str) and (not value.strip() or "\0" in value):
+            raise PydanticCustomError("no_path", "should not be empty, nor hold NUL")
+        return value
 
 
 Config = TypeVar("Config", bound=JobConfig)
@@ -130,9 +139,9 @@ class Job:
 
         A job that is killed must not leave what a former run has told.
         """
-        self.summary_path = path
         with suppress(OSError):  # told at the end, when something was made
             _write(path, {"job": self.name, "status": "running", "started": _now()})
+        self.summary_path = path
 
     def add_overviews(self, path: StorePath) -> None:
         """Write the overviews of a map, as a stage of its own."""
@@ -142,6 +151,8 @@ class Job:
     @contextmanager
     def stage(self, what: str, store: StorePath) -> Iterator[Stage]:
         """Do one stage inside the block; the first one says where the summary is by default."""
+        if not Path(store).name:
+            raise ConfigError(f"{what}: expected the path of a store, found {str(store)!r}")
         stage = Stage(what, str(store))
         self.stages.append(stage)
         if self.summary_path is None and "://" not in stage.store:
@@ -192,8 +203,7 @@ def _run(job: Job, path: Path, model: type[Config], work: Callable[[Config, Job]
     try:
         config = check_model(read_yaml(path), model)
         if config.summary is not None:
-            config.summary.parent.mkdir(parents=True, exist_ok=True)
-            job.tell_to(config.summary)
+            _tell_where_asked(job, config.summary, path)
         with _ending_on_request():
             work(config, job)
     except SmgridError as cause:
@@ -221,6 +231,22 @@ def _run(job: Job, path: Path, model: type[Config], work: Callable[[Config, Job]
         },
         job,
     )
+
+
+def _tell_where_asked(job: Job, summary: Path, config: Path) -> None:
+    """Begin the summary in the file of the configuration, or say before the work why not."""
+    try:
+        if summary.exists() and summary.samefile(config):
+            raise ConfigError("summary: is the configuration file itself; name another file")
+        summary.parent.mkdir(parents=True, exist_ok=True)
+        if summary.is_dir():
+            raise ConfigError(
+                f"summary: {summary} is a folder; name a JSON file, as in summary.json"
+            )
+        job.tell_to(summary)
+    except OSError as cause:
+        msg = f"summary: {summary} cannot be written ({cause}); name a file in another folder"
+        raise ConfigError(msg) from cause
 
 
 @contextmanager

@@ -69,8 +69,8 @@ def read_yaml(path: Path, *, error: type[ConfigError] = ConfigError) -> YamlText
     except (OSError, UnicodeDecodeError) as cause:
         msg = f"{path}: cannot be read ({cause}); give an existing YAML file in UTF-8"
         raise error(msg) from cause
-    loader = _CoreLoader(text)
     try:
+        loader = _CoreLoader(text)  # refuses control characters
         node = loader.get_single_node()
         lines = {} if node is None else dict(_index(node, ()))
         data = None if node is None else loader.construct_document(node)
@@ -87,6 +87,11 @@ def read_yaml(path: Path, *, error: type[ConfigError] = ConfigError) -> YamlText
 
 def check_model(text: YamlText, model: type[Model]) -> Model:
     """Return the content of `text` as `model`, or raise one error that lists every mistake."""
+    if text.data is None:
+        fields = model.model_fields.items()
+        needed = [field.alias or name for name, field in fields if field.is_required()]
+        keys = f"with the keys {', '.join(needed)}" if needed else "of keys to values, or {}"
+        raise text.mistake((), f"the file is empty; expected a mapping {keys}")
     try:
         return model.model_validate(text.data)
     except ValidationError as cause:
@@ -132,6 +137,9 @@ def _index(node: yaml.Node, location: Location) -> Iterator[tuple[Location, int]
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                problem = "a key should be a word or a number, found a list or mapping"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             if key.value in seen:
                 problem = f"the key {key.value!r} is given twice"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)

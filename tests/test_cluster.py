@@ -49,11 +49,44 @@ def test_a_number_of_threads():
         ("threads", {"memory": "4GiB"}, "threads has no options, found memory"),
         ("tcp://127.0.0.1:1", {"workers": 2}, "runs already and has no options, found workers"),
         ("local:1", {"colour": "red"}, "an option is not understood.*colour"),
+        ("local", {"workers": "two"}, "workers is 'two', expected a whole number above 0"),
+        ("local:workers=two", {}, "workers is 'two', expected a whole number above 0"),
+        ("local", {"workers": -1}, "workers is -1, expected a whole number above 0"),
+        ("local:workers=0", {}, "workers is 0, expected a whole number above 0"),
+        ("local", {"workers": 1.5}, "workers is 1.5, expected a whole number above 0"),
+        ("slurm", {"workers": None}, "workers is None, expected a whole number above 0"),
+        ("slurm:cores=many", {}, "cores is 'many', expected a whole number above 0"),
+        ("local:1", {"memory": "lots"}, "memory is 'lots', expected a size such as 4GiB"),
+        ("local:memory=lots", {}, "memory is 'lots', expected a size such as 4GiB"),
+        ("kubernetes", {"memory": "-4Gi"}, "memory is '-4Gi', expected a size such as 4GiB"),
+        ("slurm", {"memory": "auto"}, "memory is 'auto', expected a size such as 4GiB"),
+        ("local:1", {"wait": "soon"}, "wait is 'soon', expected seconds above 0"),
+        ("local:wait=soon", {}, "wait is 'soon', expected seconds above 0"),
+        ("tcp://127.0.0.1:1", {"wait": float("inf")}, "wait is inf, expected seconds above 0"),
     ],
 )
 def test_what_is_not_understood_is_named(scheduler, options, message):
     with pytest.raises(ConfigError, match=message), open_scheduler(scheduler, options=options):
         pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("local", {"workers": 2, "memory": "auto", "wait": 0.5}),
+        ("local", {"memory": None}),
+        ("local", {"memory": 0.5}),
+        ("kubernetes", {"workers": 1, "memory": "4Gi"}),
+        ("gateway", {"workers": 3, "memory": "small", "cores": 0.5}),
+    ],
+)
+def test_options_that_are_understood_stay(kind, options):
+    assert cluster._checked(kind, options) == options
+
+
+def test_numbers_may_be_written_as_text():
+    given = {"workers": "4", "wait": "0.5", "memory": "4GiB"}
+    assert cluster._checked("slurm", given) == {"workers": 4, "wait": 0.5, "memory": "4GiB"}
 
 
 def test_a_scheduler_that_is_not_there(monkeypatch):

@@ -60,6 +60,19 @@ def run(monkeypatch, capsys):
         ("build_cube", "period: [1, 2]\nscheduler: 7\ncube: c\n", "line 2: scheduler"),
         ("map_soil_moisture", "cube: c.zarr\n", "map: is missing"),
         ("update", "cube: c.zarr\nuntil: 2022-01-01\nprovisional_days: -1\n", "line 3"),
+        ("map_soil_moisture", "", "job.yml, line 1: the file is empty; expected a mapping with"),
+        ("map_soil_moisture", "# cube: c.zarr\n", "with the keys cube, map"),
+        ("map_soil_moisture", "cube: c\n[1, 2]: b\nmap: m\n", "job.yml, line 2: a key should be"),
+        ("map_soil_moisture", "cube: c\nmap: 'a\0'\n", "job.yml: is not valid YAML"),
+        ("map_soil_moisture", "cube: c\nmap: ''\n", "line 2: map: should not be empty"),
+        ("map_soil_moisture", 'cube: c\nmap: m\nsummary: "s\\0"\n', "line 3: summary: should not"),
+        ("map_soil_moisture", "cube: c\nmap: m\nsummary: ''\n", "summary: should not be empty"),
+        ("map_soil_moisture", "cube: c\nmap: m\nsummary: .\n", "summary: . is a folder"),
+        ("map_soil_moisture", "cube: c\nmap: m\nsummary: job.yml\n", "the configuration file"),
+        ("map_soil_moisture", "cube: c\nmap: m\nsummary: job.yml/x.json\n", "cannot be written"),
+        ("map_soil_moisture", "cube: c\nmap: m\nsummary: /proc/x/y.json\n", "cannot be written"),
+        ("map_soil_moisture", "cube: c\nmap: m\ncluster: {wait: soon}\n", "threads has no options"),
+        ("map_soil_moisture", "cube: c\nmap: m\nscheduler: local:workers=two\n", "is 'two'"),
     ],
 )
 def test_a_bad_job_is_one_message_and_exit_code_2(job, text, message, tmp_path, run):
@@ -71,6 +84,7 @@ def test_a_bad_job_is_one_message_and_exit_code_2(job, text, message, tmp_path, 
     assert (summary["status"], summary["exit_code"]) == ("failed", 2)
     assert message in summary["error"]
     assert [p.name for p in tmp_path.iterdir()] == ["job.yml"]
+    assert (tmp_path / "job.yml").read_text() == text
 
 
 @pytest.mark.parametrize("job", JOBS)
@@ -326,15 +340,31 @@ def run_work(tmp_path, monkeypatch, capsys):
 def test_a_summary_that_cannot_be_written_hides_no_other_failure(
     run_work, tmp_path, error, expected
 ):
-    (tmp_path / "s.json").mkdir()
-
     def work(config, job):
+        (tmp_path / "s.json").unlink()
+        (tmp_path / "s.json").mkdir()
         if error:
             raise error
 
     code, summary = run_work(work, f"summary: {tmp_path}/s.json\n")
     assert (code, summary["exit_code"], summary["status"]) == (expected, expected, "failed")
     assert summary["error"] == "no data" if error else "cannot be written" in summary["error"]
+
+
+@pytest.mark.parametrize("store", ["", ".", "/"])
+def test_a_store_without_a_name_is_refused_before_a_summary_is_named_after_it(
+    run_work, tmp_path, monkeypatch, store
+):
+    monkeypatch.chdir(tmp_path)
+
+    def work(config, job):
+        with job.stage("cube", store):
+            raise AssertionError("begun")
+
+    code, summary = run_work(work)
+    assert (code, summary["stages"]) == (2, [])
+    assert summary["error"] == f"cube: expected the path of a store, found {store!r}"
+    assert [p.name for p in tmp_path.iterdir()] == ["job.yml"]
 
 
 def test_units_that_were_not_tried_are_counted_apart(run_work, tmp_path):

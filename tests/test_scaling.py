@@ -29,7 +29,7 @@ def test_a_country_by_hand(scaling):
     px_dates = 331_000 * 100 * 60
     assert found.px_dates == px_dates
     assert found.units == 127 * 60  # 33.1 million pixels in tiles of 262 144
-    assert found.map_core_hours == pytest.approx(px_dates / 14_500 / 3600)
+    assert found.map_core_hours == pytest.approx(px_dates / 16_600 / 3600)
     assert found.read_gb == pytest.approx(px_dates * 100 * 2 * 3.2 / 1e9)
 
 

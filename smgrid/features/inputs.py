@@ -5,12 +5,14 @@ layout's contract (variables, backscatter convention, averaging domain, calendar
 the one-year window of every acquisition is computed. Nothing is read.
 """
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import xarray as xr
 from odc.geo.geobox import GeoBox
@@ -23,7 +25,8 @@ from smgrid.features.assemble import (
     required_variables,
 )
 from smgrid.features.layout import FeatureLayout
-from smgrid.grid import NestedOffset, nested_offset
+from smgrid.grid import NestedOffset, crs_name, nested_offset
+from smgrid.schema import get_variable
 from smgrid.windows import (
     STEPS,
     WINDOW_DAYS,
@@ -32,6 +35,8 @@ from smgrid.windows import (
     first_served_day,
     one_year_windows,
 )
+
+_log = logging.getLogger(__name__)
 
 AsOf: TypeAlias = str | date | np.datetime64
 """A date, or ``"acquisition"``; see `smgrid.windows.one_year_windows`."""
@@ -129,16 +134,21 @@ def model_inputs(cube: Cube, layout: FeatureLayout, *, as_of: AsOf | None = None
     Raises
     ------
     LayoutError
-        A variable is missing, or was prepared in another convention than the layout's, or the
-        layout does not have every series.
+        A variable is missing, lies elsewhere than backscatter, has other units than its own or was
+        prepared in another convention than the layout's, or the layout does not have every series.
     WindowError
         No acquisition has a full year of series behind it.
     """
     _check_series(layout)
     found = find_variables(cube, required_variables(layout))
     _check_backscatter(found, layout)
-    grid = found["vv"].odc.geobox
     series = {name: found[name] for name in SERIES_FEATURES}
+    for name, da in found.items():
+        _check_steps(name, da)
+        _check_units(name, da)
+        if name not in series:
+            check_aligned(name, da, found["vv"])
+    grid = found["vv"].odc.geobox
     windows = _windows(found, layout, as_of)
     return ModelInputs(
         layout=layout,
@@ -157,9 +167,10 @@ def find_variables(cube: Cube, names: tuple[str, ...]) -> dict[str, xr.DataArray
     Raises
     ------
     LayoutError
-        One is missing or has other dims than its kind.
+        One is missing, is there twice or has other dims than its kind.
     """
     nodes = [cube] if isinstance(cube, xr.Dataset) else [n.to_dataset() for n in cube.subtree]
+    _refuse_twins(nodes, names)
     found = {n: ds[n] for n in names for ds in nodes if n in ds.data_vars}
     missing = [n for n in names if n not in found]
     if missing:
@@ -174,6 +185,74 @@ def find_variables(cube: Cube, names: tuple[str, ...]) -> dict[str, xr.DataArray
         if da.dims != wanted:
             raise LayoutError(f"{name} has dims {da.dims}, expected {wanted}")
     return found
+
+
+def _refuse_twins(nodes: Sequence[xr.Dataset], names: tuple[str, ...]) -> None:
+    for name in names:
+        grids = [f"{dict(ds[name].sizes)}" for ds in nodes if name in ds.data_vars]
+        if len(grids) > 1:
+            raise LayoutError(
+                f"the cube has {len(grids)} variables {name}, in nodes of the sizes "
+                f"{' and '.join(grids)}; drop all but the one that is meant"
+            )
+
+
+def check_aligned(name: str, da: xr.DataArray, vv: xr.DataArray) -> None:
+    """Raise LayoutError unless a scene or static variable lies on the pixels and times of ``vv``.
+
+    What is on them is combined by position, so nothing but this tells a shifted one.
+    """
+    if da.odc.crs != vv.odc.crs:
+        raise LayoutError(
+            f"{name} is in the CRS {crs_name(da.odc.crs)}, vv in {crs_name(vv.odc.crs)}; "
+            f"{_REGRID}, or state the right CRS"
+        )
+    for dim in da.dims:
+        found, wanted = da[dim].values, vv[dim].values
+        if not np.array_equal(found, wanted):
+            raise LayoutError(
+                f"{name} lies elsewhere along {dim} than vv: {_extent(found)}, expected "
+                f"{_extent(wanted)}; {_REGRID}"
+            )
+
+
+_REGRID = "put it on the grid and the acquisitions of vv, as load_cube does with every input"
+
+
+def _extent(values: npt.NDArray[Any]) -> str:
+    if not values.size:
+        return "nothing"
+    return f"{values.size} from {values[0]} to {values[-1]}"
+
+
+def _check_units(name: str, da: xr.DataArray) -> None:
+    wanted = get_variable(name).units
+    found = da.attrs.get("units", wanted)
+    if found != wanted:
+        raise LayoutError(
+            f"{name} of the cube is in {found!r}, expected {wanted!r}; convert it with "
+            f"smgrid.schema.convert_units, or build the cube from a catalog that names its units"
+        )
+
+
+def _check_steps(name: str, da: xr.DataArray) -> None:
+    """Refuse times that are no moments in UTC, or do not increase."""
+    for dim in {"time", "date"} & {*da.dims}:
+        values = da[dim].values
+        if values.dtype.kind != "M":
+            raise LayoutError(
+                f"{dim} of {name} is of the type {da[dim].dtype} ({_extent(values)}), expected "
+                "datetime64 in UTC without a time zone; other calendars go through "
+                "convert_calendar('standard') of xarray"
+            )
+        if np.isnat(values).any() or (np.diff(values) <= np.timedelta64(0)).any():
+            raise LayoutError(
+                f"{dim} of {name} does not increase from step to step ({_extent(values)}); sort "
+                f"the cube by it, and drop what is there twice or has no {dim}"
+            )
+    empty = [str(dim) for dim, size in da.sizes.items() if not size]
+    if empty:
+        raise LayoutError(f"{name} of the cube is empty along {', '.join(empty)}; select less")
 
 
 def _dims(name: str) -> tuple[str, ...]:
@@ -234,17 +313,45 @@ def _windows(
         days=days,
         rule=layout.window,
         as_of=as_of,
-        composite_days=int(found["ndvi"].attrs.get("composite_days", 16)),
+        composite_days=_composite_days(found["ndvi"]),
     )
+    first = _first_mappable(composites[0], days[0], layout)
+    late = ~windows.complete & (times >= first)
+    ends = f"{composites[-1]:%Y-%m-%d} (NDVI) and {days[-1]:%Y-%m-%d} (weather)"
     if not windows.complete.any():
-        first = _first_mappable(composites[0], days[0], layout)
-        raise WindowError(
+        said = (
             f"none of the {len(times)} acquisitions ({times[0]:%Y-%m-%d} to {times[-1]:%Y-%m-%d}) "
-            f"has a full year of NDVI and weather behind it: the series of the cube begin "
+            "has a full year of NDVI and weather behind it: "
+        )
+        if late.any() and as_of is not None:
+            raise WindowError(f"{said}of the series, too little was there as of {as_of}")
+        if late.any():
+            raise WindowError(f"{said}the series of the cube end with {ends}; {_LONGER}")
+        raise WindowError(
+            f"{said}the series of the cube begin "
             f"{composites[0]:%Y-%m-%d} (NDVI) and {days[0]:%Y-%m-%d} (weather), so the first date "
             f"that can be mapped is {first:%Y-%m-%d}. Build the cube with an earlier start"
         )
+    if late.any() and as_of is None:
+        # Published windows, which reach beyond the day of the pass, never serve the last ones.
+        level = logging.WARNING if layout.window == "causal" else logging.INFO
+        _log.log(
+            level,
+            "%d of %d acquisitions are not mapped, the first of them %s: the series of the cube "
+            "end with %s; %s",
+            *(late.sum(), len(times), f"{times[late][0]:%Y-%m-%d}", ends, _LONGER),
+        )
     return windows
+
+
+_LONGER = "extend it with `smgrid update`, or build it with a later end"
+
+
+def _composite_days(ndvi: xr.DataArray) -> int:
+    days = ndvi.attrs.get("composite_days", 16)
+    if isinstance(days, (int, np.integer)) and days > 0:
+        return int(days)
+    raise LayoutError(f"ndvi of the cube has composite_days {days!r}, expected 16 or 8")
 
 
 def _first_mappable(composite: pd.Timestamp, day: pd.Timestamp, layout: FeatureLayout) -> Any:

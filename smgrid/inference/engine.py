@@ -277,6 +277,13 @@ def _compiled_kernel() -> Callable[..., None] | None:
             "more slowly; pip install 'smgrid[numba]'"
         )
         return None
+    except Exception as error:  # noqa: BLE001 (of another NumPy, or without its library)
+        _log.warning(
+            "numba cannot be used (%s: %s): series go through matrix products, with equal results, "
+            "but more slowly",
+            *(type(error).__name__, error),
+        )
+        return None
     return branch_sums
 
 

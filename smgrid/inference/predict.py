@@ -117,8 +117,10 @@ def _lazy_map(
 
 
 def _check_quantiles(quantiles: Sequence[float]) -> tuple[float, ...]:
+    if np.ndim(quantiles) != 1 or not all(isinstance(q, (int, float)) for q in quantiles):
+        raise ConfigError(f"quantiles: expected a list such as [0.05, 0.95], got {quantiles!r}")
     bad = [q for q in quantiles if not (0 < q < 1 and abs(100 * q - round(100 * q)) < 1e-9)]
-    if bad or len(set(quantiles)) < len(quantiles):
+    if bad or len({round(100 * q) for q in quantiles}) < len(quantiles):
         raise ConfigError(
             f"quantiles: expected different ones of 0.01, 0.02, ..., 0.99, got {list(quantiles)}"
         )

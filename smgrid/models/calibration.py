@@ -182,10 +182,12 @@ class Calibration:
         Raises
         ------
         BundleError
-            A key is unknown or missing, or a value makes no sense.
+            It is no mapping, a key is unknown or missing, or a value makes no sense.
         """
         try:
-            return TypeAdapter(cls).validate_python(dict(plain))
+            return TypeAdapter(cls).validate_python(
+                dict(plain) if isinstance(plain, Mapping) else plain
+            )
         except ValidationError as error:
             faults = "; ".join(
                 f"{'.'.join(map(str, e['loc'])) or 'calibration'}: {e['msg']}"

@@ -1,5 +1,6 @@
 """Where networks run."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
@@ -32,7 +33,7 @@ def one_thread() -> Iterator[None]:
 def check_device(device: str) -> None:
     """Refuse a device that this machine does not have; raises `ConfigError`."""
     kind, _, number = str(device).partition(":")
-    if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
+    if re.fullmatch(r"cpu|cuda(:\d+)?", str(device)) is None:
         raise ConfigError(f"device {str(device)!r} is unknown; expected 'cpu', 'cuda' or 'cuda:1'")
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
         raise ConfigError(

@@ -2,6 +2,7 @@ import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -65,6 +66,22 @@ def test_without_numba_a_line_in_the_log_says_so(way, caplog):
     lines = [record.message for record in caplog.records]
     assert len(lines) == (0 if way == "kernel" else 1)
     assert all("pip install 'smgrid[numba]'" in line for line in lines)
+
+
+class Broken(ModuleType):
+    """What importing the kernel comes to where numba does not fit the NumPy that is there."""
+
+    def __getattr__(self, name):
+        raise RuntimeError("Numba needs NumPy 2.3 or less")
+
+
+def test_with_a_broken_numba_a_line_in_the_log_says_so(monkeypatch, caplog):
+    expected = compile_ensemble(make_ensemble()).predict(*inputs(20, 4))
+    engine_module._compiled_kernel.cache_clear()
+    monkeypatch.setitem(sys.modules, "smgrid.inference.kernels", Broken("kernels"))
+    found = compile_ensemble(make_ensemble()).predict(*inputs(20, 4))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert "numba cannot be used (RuntimeError: Numba needs NumPy 2.3 or less)" in caplog.text
 
 
 sizes = st.lists(
@@ -216,7 +233,7 @@ def test_a_gpu_gives_the_same():
 
 
 def test_devices_that_are_not_there_are_refused():
-    for device in ("gpu", "cuda:99"):
+    for device in ("gpu", "cuda:99", "cpu:", "cuda:", "cpu:1"):
         with pytest.raises(ConfigError, match=device):
             compile_ensemble(make_ensemble(), device=device)
 

@@ -129,3 +129,9 @@ def test_a_description_that_makes_no_sense_is_refused(change, message):
     plain = make_calibration().to_dict() | change
     with pytest.raises(BundleError, match=f"description of a calibration is not valid.*{message}"):
         Calibration.from_dict(plain)
+
+
+@pytest.mark.parametrize("plain", [[1, 2], [[1]], "text", 1, None])
+def test_a_description_that_is_no_mapping_is_refused(plain):
+    with pytest.raises(BundleError, match=r"calibration is not valid.*should be a dictionary"):
+        Calibration.from_dict(plain)
