@@ -29,7 +29,6 @@ import numpy.typing as npt
 import pystac
 import rasterio
 import rioxarray
-import stackstac
 import xarray as xr
 import zarr
 from odc.geo.geobox import GeoBox
@@ -139,6 +138,8 @@ def build_by_hand(items: list[pystac.Item], reference: Path, out: Path) -> None:
 
 def build_with_stackstac(items: list[pystac.Item], reference: Path, out: Path) -> None:
     """Stack at full resolution and coarsen."""
+    import stackstac  # of the extra `benchmark`
+
     arrays, _ = empty_copy(reference, out)
     grid = xr.open_datatree(reference, engine="zarr", decode_coords="all")["base"].ds.odc.geobox
     stack = stackstac.stack(

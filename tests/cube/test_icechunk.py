@@ -322,7 +322,7 @@ def test_a_cluster_writes_forks(s3, cube, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("where", "kills"), [("folder", 6), ("bucket", 3)])
+@pytest.mark.parametrize(("where", "kills"), [("folder", 4), ("bucket", 2)])
 def test_a_killed_writer_leaves_the_last_snapshot(s3, tmp_path, where, kills):
     place = str(tmp_path) if where == "folder" else f"s3://{BUCKET}/killed"
     script = str(Path(__file__).with_name("kill_icechunk_writer.py"))
