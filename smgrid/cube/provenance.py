@@ -142,7 +142,7 @@ def claim_inputs(
     Parameters
     ----------
     store, record
-        The store; what it says so far is not in the way, see `check_inputs`.
+        The store.
     provenance
         Manifest of the data.
     groups
@@ -152,11 +152,17 @@ def claim_inputs(
     -------
     Mapping or None
         What is left to be written when the store is complete.
+
+    Raises
+    ------
+    TemplateMismatchError
+        See `check_inputs`.
     """
     new = made_from(provenance)
     if new is None or provenance is None:
         return provenance
     before = read_manifest(store)
+    check_inputs(record.path, before, provenance)  # again: another process may have begun it
     if made_from(before) is None:
         after: Manifest = replaced(before, provenance)
     elif HISTORY in before and "time" in groups.get("", {}):

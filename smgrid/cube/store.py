@@ -128,7 +128,6 @@ def write_cube(
         with writing(store, path) as lease:
             resume_update(store)
             record = claim_store(store, path, template)
-            check_inputs(path, read_manifest(store), provenance)
             rest = claim_inputs(store, record, provenance, groups)
             how: Any = {"lease": lease, "attempts": attempts, "progress": progress}
             return fill_store(groups, store, record, provenance=rest, **how)
