@@ -10,7 +10,10 @@ import pytest
 from smgrid.cube import writing
 from smgrid.cube.extend_map import extend_map
 from smgrid.cube.inspect import inspect
+from smgrid.cube.provenance import claim_inputs
 from smgrid.cube.provenance import spans_of as spans_of_steps
+from smgrid.cube.record import read_record
+from smgrid.cube.storage import open_store
 from smgrid.cube.store import open_map, write_cube
 from smgrid.cube.template import make_template
 from smgrid.cube.verify import drop_damaged, verify
@@ -166,6 +169,16 @@ def test_something_unknown_is_not_added_to_what_is_known(extend, at, store):
     extend(1, 2)
     with pytest.raises(TemplateMismatchError, match=r"give manifest=map_manifest\(\.\.\.\)"):
         extend_map(at(2, 3), store)
+
+
+def test_a_store_that_another_process_began_meanwhile_is_refused(at, store):
+    """What was found before the lease may not be what is there under it."""
+    write_cube(at(1, 2), store, shard=16, manifest=said(1))
+    opened = open_store(str(store), "write")
+    record = read_record(opened, str(store))
+    with pytest.raises(TemplateMismatchError, match="was made, or begun, from other inputs"):
+        claim_inputs(opened, record, said(2), {"": at(2, 2)})
+    assert claim_inputs(opened, record, said(1), {"": at(1, 2)}) is None
 
 
 def test_what_was_known_of_nothing_stays_unknown(at, store, extend):
